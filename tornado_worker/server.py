@@ -1,27 +1,375 @@
-"""Placeholder while the connection layer is written."""
+"""`HTTPServer`: Tornado's HTTPServer on asyncio transports.
+
+Owns the listening sockets, accepts, keeps the set of connections, sweeps it
+for timeouts and drains it. May know http1 and Tornado; never parses a byte and
+knows nothing of Gunicorn's worker or of signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
 import tornado.httpserver
-__all__ = ["HTTPServer"]
+from tornado import httputil
+from tornado.ioloop import IOLoop
+from tornado.log import gen_log
+from tornado.netutil import ssl_options_to_context
+
+from tornado_worker.fields import FieldNames
+from tornado_worker.http1 import Phase, RequestConnection, ServerConnection
+from tornado_worker.parser import ParserOptions, ParserPool
+from tornado_worker.stream import TransportStream
+
+__all__ = ["ConnectionContext", "ExchangeObserver", "HTTPServer"]
+
+# Connections taken per turn of the loop and listener: enough for a burst, few
+# enough that open connections and other workers get their turn.
+_ACCEPT_BATCH = 64
+# Out of file descriptors or memory: how long not to accept (seconds).
+_ACCEPT_PAUSE_S = 1.0
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# A client gets this long to close after a response that ended its connection,
+# and this long to take the last bytes (seconds). nginx: 5 and 60.
+_LINGER_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 30.0
+_HANDSHAKE_TIMEOUT_S = 60.0
+# A connection used this recently may have a request on its way (seconds).
+_DRAIN_GRACE_S = 1.0
+
+
+class ExchangeObserver(Protocol):
+    """Hears of the end of every exchange: for access logs and metrics."""
+
+    def exchange_finished(self, exchange: RequestConnection) -> None:
+        """An exchange ended: answered, or its client gone (`status` 0: without an answer)."""
+
+    def exchange_failed(
+        self, conn: ServerConnection, exchange: RequestConnection | None, status: int
+    ) -> None:
+        """The server itself answered `status`; `exchange` is None when no head was parsed."""
+
+
+class ConnectionContext(tornado.httpserver._HTTPRequestContext):
+    """Who the peer is, as `request_conn.context`.
+
+    Tornado's own class, because `xheaders` works on it, but made from an
+    accepted address instead of a stream.
+    """
+
+    def __init__(
+        self,
+        address: Any,
+        family: int,
+        protocol: str,
+        trusted_downstream: set[str],
+    ) -> None:
+        self.address = address
+        self.address_family = family
+        is_ip = family in (socket.AF_INET, socket.AF_INET6)
+        # Tornado's stand-in for peers without an IP address.
+        self.remote_ip = address[0] if is_ip else "0.0.0.0"
+        self.protocol = protocol
+        self._orig_remote_ip = self.remote_ip
+        self._orig_protocol = protocol
+        self.trusted_downstream = trusted_downstream
 
 
 class HTTPServer(tornado.httpserver.HTTPServer):
-    def initialize(self, request_callback, **kwargs):
-        for name in ("http_parser", "limit_request_line", "limit_request_fields",
-                     "limit_request_field_size", "permit_unconventional_http_method",
-                     "permit_unconventional_http_version", "proxy_protocol", "header_timeout"):
-            kwargs.pop(name, None)
-        super().initialize(request_callback, **kwargs)
+    """A `tornado.httpserver.HTTPServer` with the same constructor and methods.
+
+    It works inside the worker, alone in a script, and as
+    `tornado.httpserver.HTTPServer.configure("tornado_worker.HTTPServer")`.
+    Keyword arguments beside Tornado's: those of `ParserOptions`, and
+
+    - `header_timeout`: seconds a client may take to send one header section;
+    - `keepalive_timeout`: seconds a connection may wait for another request;
+      `idle_connection_timeout` (Tornado's) unless given.
+    """
+
+    def initialize(
+        self,
+        request_callback: (
+            httputil.HTTPServerConnectionDelegate | Callable[[httputil.HTTPServerRequest], None]
+        ),
+        no_keep_alive: bool = False,
+        xheaders: bool = False,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        protocol: str | None = None,
+        decompress_request: bool = False,
+        chunk_size: int | None = None,
+        max_header_size: int | None = None,
+        idle_connection_timeout: float | None = None,
+        body_timeout: float | None = None,
+        max_body_size: int | None = None,
+        max_buffer_size: int | None = None,
+        trusted_downstream: list[str] | None = None,
+        *,
+        http_parser: str = "auto",
+        limit_request_line: int | None = None,
+        limit_request_fields: int = 100,
+        limit_request_field_size: int | None = None,
+        permit_unconventional_http_method: bool = False,
+        permit_unconventional_http_version: bool = False,
+        header_timeout: float | None = 60.0,
+        keepalive_timeout: float | None = None,
+    ) -> None:
+        super().initialize(
+            request_callback,
+            no_keep_alive=no_keep_alive,
+            xheaders=xheaders,
+            ssl_options=ssl_options,
+            protocol=protocol,
+            decompress_request=decompress_request,
+            chunk_size=chunk_size,
+            max_header_size=max_header_size,
+            idle_connection_timeout=idle_connection_timeout,
+            body_timeout=body_timeout,
+            max_body_size=max_body_size,
+            max_buffer_size=max_buffer_size,
+            trusted_downstream=trusted_downstream,
+        )
+        size = self.conn_params.max_header_size
+        self.parsers = ParserPool(
+            ParserOptions(
+                http_parser=http_parser,
+                limit_request_line=size if limit_request_line is None else limit_request_line,
+                limit_request_fields=limit_request_fields,
+                limit_request_field_size=(
+                    size if limit_request_field_size is None else limit_request_field_size
+                ),
+                permit_unconventional_http_method=permit_unconventional_http_method,
+                permit_unconventional_http_version=permit_unconventional_http_version,
+            )
+        )
+        self.field_names = FieldNames()
+        self.observer: ExchangeObserver | None = None
+        self.max_buffer_size: int = max_buffer_size or 104857600  # Tornado's default
+        self.max_body_size = self.max_buffer_size if max_body_size is None else max_body_size
+        #: Body bytes handed over at once; None: as many as one read brought.
+        self.body_chunk_size = chunk_size
+        idle = self.conn_params.header_timeout
+        self.timeouts = {
+            Phase.NEW: idle,
+            Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
+            Phase.HEAD: min(idle, header_timeout or idle),
+            Phase.LINGER: _LINGER_TIMEOUT_S,
+            Phase.CLOSING: _CLOSE_TIMEOUT_S,
+        }
+        self._tls: ssl.SSLContext | None = None
+        if self.ssl_options is not None:
+            self._tls = (
+                self.ssl_options
+                if isinstance(self.ssl_options, ssl.SSLContext)
+                else ssl_options_to_context(self.ssl_options, server_side=True)
+            )
+        self._protocol = protocol or ("https" if self._tls is not None else "http")
+        self._trusted_downstream = set(trusted_downstream or ())
+        self._connections: set[ServerConnection] = set()
+        self._streams: set[TransportStream] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._accept_paused = False
+
+    # Listening
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on `sockets`, which must listen already, on the current loop."""
+        loop = self._use_loop()
+        for sock in sockets:
+            sock.setblocking(False)
+            self._sockets[sock.fileno()] = sock
+            # Not loop.create_server: it calls listen() again, and so replaces
+            # the backlog that whoever made the socket chose.
+            loop.add_reader(sock, self._accept, loop, sock)
+            self._handlers[sock.fileno()] = lambda sock=sock: loop.remove_reader(sock)
+
+    def _use_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+            self._loop = loop
+            # What every write returns that need not wait; shared, for speed.
+            self.done: asyncio.Future[None] = loop.create_future()
+            self.done.set_result(None)
+        return self._loop
+
+    def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            if self._stopped:
+                return
+            try:
+                conn, address = sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue  # that client gave up in the queue
+            except OSError as e:
+                if e.errno not in _OUT_OF_RESOURCES:
+                    raise
+                self._pause_accepting(loop, e)
+                return
+            conn.setblocking(False)
+            task = loop.create_task(self._establish(loop, conn, address))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
+
+    def _pause_accepting(self, loop: asyncio.AbstractEventLoop, error: OSError) -> None:
+        # The listener stays readable: without a pause the loop would spin.
+        if not self._accept_paused:
+            self._accept_paused = True
+            gen_log.error("not accepting connections for now: %s", error)
+        sockets = list(self._sockets.values())
+        for sock in sockets:
+            loop.remove_reader(sock)
+
+        def resume() -> None:
+            if not self._stopped:
+                for sock in sockets:
+                    loop.add_reader(sock, self._accept, loop, sock)
+
+        loop.call_later(_ACCEPT_PAUSE_S, resume)
+
+    async def _establish(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any
+    ) -> None:
+        """Turn an accepted socket into a connection; with TLS, after the handshake."""
+        try:
+            if self._tls is None:
+                await loop.connect_accepted_socket(
+                    lambda: ServerConnection(self, loop, address), sock
+                )
+            else:
+                await loop.connect_accepted_socket(
+                    lambda: ServerConnection(self, loop, address),
+                    sock,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+                )
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        except ssl.SSLError as e:
+            gen_log.warning("SSL Error on %s %s: %s", sock.fileno(), address, e)
+            sock.close()
+        except OSError as e:
+            # Gone before the connection stood, or a handshake that timed out.
+            gen_log.info("connection from %s failed: %s", address, e)
+            sock.close()
+
+    # Connections
+
+    def make_context(self, transport: Any, address: Any) -> ConnectionContext:
+        family = transport.get_extra_info("socket").family
+        return ConnectionContext(address, family, self._protocol, self._trusted_downstream)
+
+    def on_connection_made(self, conn: ServerConnection) -> None:
+        self._connections.add(conn)
+        if self._draining:
+            conn.begin_drain(conn.since, _DRAIN_GRACE_S)
+        if self._sweep_timer is None:
+            self._schedule_sweep(conn.loop)
+
+    def on_close(self, server_conn: object) -> None:
+        self._connections.discard(server_conn)  # type: ignore[arg-type]
+        self._check_drained()
+
+    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+        self._connections.discard(conn)
+        self._streams.add(stream)
+
+    def on_stream_closed(self, stream: TransportStream) -> None:
+        self._streams.discard(stream)
+        self._check_drained()
+
+    def _schedule_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        shortest = min(self.timeouts.values())
+        interval = min(1.0, max(0.01, shortest / 4))
+        self._sweep_timer = loop.call_later(interval, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close what has waited too long: one pass instead of a timer for each."""
+        self._sweep_timer = None
+        now = loop.time()
+        timeouts = self.timeouts
+        overdue = []
+        for conn in self._connections:
+            phase = conn.phase
+            if phase == Phase.BODY:
+                exchange = conn.exchange
+                limit = exchange.body_timeout if exchange is not None else None
+            else:
+                limit = timeouts.get(phase)
+                if conn.draining and phase <= Phase.IDLE:
+                    limit = _DRAIN_GRACE_S
+            if limit is not None and now - conn.since > limit:
+                overdue.append(conn)
+        for conn in overdue:
+            conn.on_timeout()
+        if self._connections:
+            self._schedule_sweep(loop)
+
+    async def close_all_connections(self) -> None:
+        """Close all open connections at once and wait until they are gone.
+
+        Like Tornado's, it leaves WebSockets and other detached streams alone.
+        """
+        for task in list(self._accepting):
+            task.cancel()
+        while self._connections:
+            await next(iter(self._connections)).close()
+
+    # Draining
 
     def begin_drain(self) -> None:
-        self.stop()
-        self.conn_params.no_keep_alive = True
+        """Stop accepting; close idle connections, and the others after their response.
+
+        Repeating is safe. A request that is on its way is served: connections
+        used within the last second stay open for the rest of that second.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        if not self._stopped:
+            self.stop()
+        if self._loop is not None:
+            now = self._loop.time()
+            for conn in list(self._connections):
+                conn.begin_drain(now, _DRAIN_GRACE_S)
 
     async def drained(self) -> None:
-        import asyncio
-        while self._connections:
-            await asyncio.sleep(0.05)
+        """Return when no connection is left, HTTP or detached."""
+        if self._connections or self._streams or self._accepting:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def _check_drained(self) -> None:
+        if self._drain_waiters and not (self._connections or self._streams or self._accepting):
+            waiters, self._drain_waiters = self._drain_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def abort_all(self) -> tuple[int, int]:
-        n = len(self._connections)
-        for c in list(self._connections):
-            c.stream.close()
-        return 0, n
+        """End every exchange now; return how many got a 503 and how many were cut."""
+        for task in list(self._accepting):
+            task.cancel()
+        refused = aborted = 0
+        for conn in list(self._connections):
+            if conn.exchange is None:
+                conn._abort()
+            elif conn.cut():
+                refused += 1
+            else:
+                aborted += 1
+        for stream in list(self._streams):
+            aborted += 1
+            stream.close()
+        return refused, aborted

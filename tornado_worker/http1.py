@@ -1,0 +1,817 @@
+"""HTTP/1 on an asyncio transport, behind Tornado's interfaces.
+
+`ServerConnection` is one TCP (or TLS, or Unix) connection; `RequestConnection`
+is one exchange on it, the `tornado.httputil.HTTPConnection` that applications
+write to. They may know the parser, asyncio and tornado.httputil, and never
+deal with signals, WSGI or listening sockets.
+
+Order of events for one message: `_feed` gives bytes to a parser; when its head
+is complete `_begin_exchange` tells the application; `_deliver` hands over body
+bytes until the application asks it to wait; `_end_message` gives the parser
+back and `end_exchange` moves on to the next message. Bytes that cannot be
+used yet wait, unparsed, in `_held`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from tornado import httputil
+from tornado.http1connection import _GzipMessageDelegate
+from tornado.iostream import StreamClosedError
+from tornado.log import app_log, gen_log
+
+from tornado_worker.fields import format_head, request_headers
+from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
+from tornado_worker.stream import ConnectionView, TransportStream
+
+if TYPE_CHECKING:
+    from tornado_worker.server import HTTPServer
+
+__all__ = ["Phase", "RequestConnection", "ServerConnection"]
+
+# Bytes kept for later (a pipelined request, a body nobody takes yet) before
+# the socket is left alone. The read that crosses it is kept as well: at most
+# 256 KB more.
+_HELD_MAX = 64 * 1024
+# A chunk up to this size is joined to the head, so that they leave in one
+# packet; beyond, the copy costs more than the second write.
+_JOIN_MAX = 16 * 1024
+
+_ERROR_RESPONSES = {
+    code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
+    for code, reason in (
+        (400, "Bad Request"),
+        (408, "Request Timeout"),
+        (414, "URI Too Long"),
+        (431, "Request Header Fields Too Large"),
+        (500, "Internal Server Error"),
+        (501, "Not Implemented"),
+        (503, "Service Unavailable"),
+    )
+}
+
+_VERSIONS = {(1, 1): "HTTP/1.1", (1, 0): "HTTP/1.0"}
+_ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)(.*)", re.ASCII)
+
+
+class Phase:
+    """What a connection waits for; the index of its timeout in `HTTPServer.timeouts`."""
+
+    NEW = 0  #: the first byte
+    IDLE = 1  #: another request
+    HEAD = 2  #: the rest of a header section
+    BODY = 3  #: the rest of a body
+    RESPONSE = 4  #: the application
+    LINGER = 5  #: the peer to stop sending, after a last response; input is discarded
+    CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
+    CLOSED = 7
+    DETACHED = 8  #: nothing: a TransportStream has the transport
+
+
+class ServerConnection(asyncio.Protocol):
+    """One connection: reads messages, one exchange at a time.
+
+    This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
+    `since` is the loop time at which `phase` began; `HTTPServer` sweeps over
+    its connections for those that stayed too long, which costs less than a
+    timer for each.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed_waiter",
+        "_drain_waiters",
+        "_held",
+        "_parser",
+        "_reading_paused",
+        "_writing_paused",
+        "context",
+        "draining",
+        "exchange",
+        "loop",
+        "phase",
+        "server",
+        "since",
+        "transport",
+    )
+
+    def __init__(self, server: HTTPServer, loop: asyncio.AbstractEventLoop, address: Any) -> None:
+        self.server = server
+        self.loop = loop
+        self.context: Any = address  # replaced by a ConnectionContext in connection_made
+        self.transport: Any = None
+        self.exchange: RequestConnection | None = None
+        self.phase = Phase.NEW
+        self.since = loop.time()
+        self.draining = False
+        self._parser: MessageParser | None = None
+        # None: what arrives may be parsed at once.
+        self._held: bytes | None = None
+        self._reading_paused = False
+        self._writing_paused = False
+        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._closed_waiter: asyncio.Future[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.context = self.server.make_context(transport, self.context)
+        self.server.on_connection_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._held is not None:
+            self._hold(data)
+        elif self.phase <= Phase.BODY:
+            self._feed(data)
+        # Otherwise the connection lingers or closes: read and forget, so that
+        # the peer's unread bytes do not turn our last response into a reset.
+
+    def eof_received(self) -> bool | None:
+        if self.exchange is None or self.phase != Phase.RESPONSE:
+            return None
+        # The client will send no more, or has gone: TCP does not tell which.
+        # What is answered in this turn of the loop still reaches it (`nc -N`).
+        self.loop.call_soon(self._close_after_eof)
+        return True
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.exchange is None and self._held and self.phase == Phase.IDLE:
+            self._next_message()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSED
+        self.transport = None
+        exchange, self.exchange = self.exchange, None
+        parser, self._parser = self._parser, None
+        self._held = b""
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_exception(StreamClosedError(real_error=exc))
+                waiter.exception()  # whoever does not look at it need not
+        if self._closed_waiter is not None and not self._closed_waiter.done():
+            self._closed_waiter.set_result(None)
+        if exchange is not None:
+            exchange.keep_alive = False
+            exchange.abandon()
+            if self.server.observer is not None:
+                self.server.observer.exchange_finished(exchange)
+        if parser is not None:
+            self.server.parsers.release(parser)
+        self.server.on_close(self)
+
+    # Reading
+
+    def _feed(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = self.server.parsers.acquire()
+            self.phase = Phase.HEAD
+            self.since = self.loop.time()
+        size = len(data)
+        parser.fed += size
+        if size > POOLED_READ_MAX:
+            parser.poolable = False
+        try:
+            parser.feed(data)
+        except Exception as e:  # the C parser's errors share no base class
+            self._refuse(error_status(e), describe_error(e))
+            return
+        if self.exchange is not None:
+            self._deliver()
+        elif parser.head_complete:
+            self._begin_exchange(parser)
+        elif parser.fed > self.server.conn_params.max_header_size:
+            self._refuse(431, "header section too large")
+
+    def _hold(self, data: bytes) -> None:
+        self._held = self._held + data if self._held else data
+        if len(self._held) > _HELD_MAX and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def _begin_exchange(self, parser: MessageParser) -> None:
+        message = parser.protocol
+        server = self.server
+        exchange = RequestConnection(self)
+        try:
+            # The C parser lets through what Gunicorn refuses: RFC 9112
+            # section 3.2, a target is ASCII; section 6.3, a body whose last
+            # coding is not chunked has no end.
+            target = message.path.decode("ascii")
+            headers = request_headers(message.headers, server.field_names)
+        except UnicodeDecodeError:
+            self._refuse(400, "Malformed HTTP request line: the target is not ASCII")
+            return
+        if not message.is_chunked and "Transfer-Encoding" in headers:
+            self._refuse(400, "Transfer-Encoding does not end with chunked")
+            return
+        if parser.fed > server.conn_params.max_header_size:
+            size = sum(len(n) + len(v) + 4 for n, v in message.headers) + len(target)
+            if size > server.conn_params.max_header_size:
+                self._refuse(431, "header section too large")
+                return
+        exchange.raw_target = target
+        if target[0] != "/" and (absolute := _ABSOLUTE_FORM.fullmatch(target)):
+            # RFC 9112 section 3.2.2: the target's authority replaces Host.
+            headers["Host"], target = absolute[1], absolute[2]
+            if target[:1] != "/":
+                target = "/" + target
+        method = message.method.decode("ascii")
+        version = _VERSIONS.get(message.http_version) or "HTTP/%d.%d" % message.http_version
+        start_line = httputil.RequestStartLine(method, target, version)
+        exchange.start_line = start_line
+        exchange.headers = headers
+        exchange.keep_alive = (
+            message.should_keep_alive
+            and not self.draining
+            and not server.conn_params.no_keep_alive
+            and method != "CONNECT"
+        )
+        if self.phase != Phase.BODY:
+            self.phase = Phase.BODY
+            self.since = exchange.started = self.loop.time()
+        self.exchange = exchange
+        try:
+            delegate = server.start_request(self, exchange)
+            if server.conn_params.decompress:
+                delegate = _GzipMessageDelegate(
+                    delegate, server.conn_params.chunk_size, exchange.max_body_size
+                )
+            exchange.delegate = delegate
+            wait = delegate.headers_received(start_line, headers)
+        except Exception as e:
+            self._on_delegate_error(e)
+            return
+        if wait is not None:
+            self._wait_for(wait, self._begin_body)
+        elif parser.protocol.is_complete and not parser.body:
+            self._end_message()
+        else:
+            self._begin_body()
+
+    def _begin_body(self) -> None:
+        exchange, parser = self.exchange, self._parser
+        if exchange is None or parser is None:
+            return  # detached, or closed meanwhile
+        message = parser.protocol
+        length = message.content_length
+        if length is not None and length > exchange.max_body_size:
+            self._refuse(400, "Content-Length too long")
+            return
+        if (
+            not message.is_complete
+            and not parser.body
+            and exchange.status == 0
+            and exchange.start_line.version == "HTTP/1.1"
+            and exchange.headers.get("Expect", "").lower() == "100-continue"
+        ):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over body bytes until there are none or the application waits."""
+        while True:
+            exchange, parser = self.exchange, self._parser
+            if exchange is None or parser is None:
+                return
+            if not parser.body:
+                break
+            if exchange.write_finished:
+                parser.body.clear()  # answered already: nobody wants the rest
+                break
+            chunk = parser.take_body(self.server.body_chunk_size)
+            exchange.body_received += len(chunk)
+            if exchange.body_received > exchange.max_body_size:
+                self._refuse(400, "chunked body too large")
+                return
+            assert exchange.delegate is not None
+            try:
+                wait = exchange.delegate.data_received(chunk)
+            except Exception as e:
+                self._on_delegate_error(e)
+                return
+            if wait is not None:
+                self._wait_for(wait, self._deliver)
+                return
+        if parser.protocol.is_complete:
+            self._end_message()
+        elif exchange.write_finished:
+            self.end_early(exchange)
+
+    def _wait_for(self, awaitable: Awaitable[None], proceed: Callable[[], None]) -> None:
+        """Read no further until `awaitable` is done, then call `proceed`."""
+        future = asyncio.ensure_future(awaitable)
+        exchange = self.exchange
+        if self._held is None:
+            self._held = b""
+
+        def on_done(future: asyncio.Future[None]) -> None:
+            if future.cancelled():
+                error: BaseException | None = asyncio.CancelledError()
+            else:
+                error = future.exception()
+            if self.exchange is not exchange or exchange is None:
+                # Over, detached or closed. Its error is still worth a line.
+                if error is not None and not isinstance(
+                    error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
+                ):
+                    app_log.error("Uncaught exception", exc_info=error)
+                return
+            if error is not None:
+                self._on_delegate_error(error)
+                return
+            held, self._held = self._held, None
+            proceed()
+            if held and self.exchange is exchange:
+                if self._held is None and self.phase <= Phase.BODY:
+                    self._feed(held)
+                elif self._held is not None:
+                    self._held += held
+            self._resume_reading()
+
+        if future.done():
+            on_done(future)
+        else:
+            future.add_done_callback(on_done)
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self._held and self.transport is not None:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def _end_message(self) -> None:
+        """The request has arrived whole: give the parser back, tell the application."""
+        exchange, parser = self.exchange, self._parser
+        assert exchange is not None and parser is not None
+        # What follows is the next message's, or a tunnel's. From here on
+        # everything is held, until the exchange is over.
+        self._held = parser.protocol.remaining()
+        self._parser = None
+        self.server.parsers.release(parser)
+        self.phase = Phase.RESPONSE
+        exchange.read_finished = True
+        delegate, exchange.delegate = exchange.delegate, None
+        if not exchange.write_finished:
+            assert delegate is not None
+            try:
+                delegate.finish()
+            except Exception as e:
+                self._on_delegate_error(e)
+                return
+        if exchange.write_finished:
+            self.end_exchange(exchange)
+
+    def end_exchange(self, exchange: RequestConnection) -> None:
+        """Request read and response written: go on to the next message, or close."""
+        if self.exchange is not exchange:
+            return
+        self.exchange = None
+        server = self.server
+        if server.observer is not None:
+            server.observer.exchange_finished(exchange)
+        if exchange.status == 101:
+            # The application detaches in this turn of the loop, or never will.
+            self.loop.call_soon(self._close_unless_detached)
+        elif not exchange.keep_alive or self.draining:
+            self._close_gently()
+        else:
+            self.phase = Phase.IDLE
+            self.since = self.loop.time()
+            if not self._held:
+                self._held = None
+                if self._reading_paused:
+                    self._resume_reading()
+            elif not self._writing_paused:
+                # Not from here: the application is still inside finish().
+                self.loop.call_soon(self._next_message)
+
+    def _next_message(self) -> None:
+        held = self._held
+        if held and self.phase == Phase.IDLE and not self._writing_paused:
+            self._held = None
+            self._feed(held)
+            if self._held is None:
+                self._resume_reading()
+
+    # Errors and endings
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer a message that cannot be served, and close."""
+        gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
+        self._fail(status)
+
+    def _on_delegate_error(self, error: BaseException) -> None:
+        if isinstance(error, httputil.HTTPInputError):
+            self._refuse(400, str(error))
+            return
+        if not isinstance(error, StreamClosedError):
+            app_log.error("Uncaught exception", exc_info=error)
+        self._fail(500)
+
+    def _fail(self, status: int, fields: bytes = b"") -> None:
+        """End the exchange with `status` or, when it has an answer, by cutting it short."""
+        exchange, self.exchange = self.exchange, None
+        answered = exchange is not None and exchange.status != 0
+        if exchange is not None:
+            exchange.status = exchange.status or status
+            exchange.keep_alive = False
+            exchange.abandon()
+        if self.server.observer is not None:
+            self.server.observer.exchange_failed(self, exchange, status)
+        if answered:
+            # Half a response cannot be mended; the client must see that it is one.
+            self._abort()
+        elif self.transport is not None and self.phase < Phase.LINGER:
+            self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
+            self._linger()
+
+    def end_early(self, exchange: RequestConnection) -> None:
+        """The response was finished first: if the request is still not read, give it up."""
+        if self.exchange is exchange and not exchange.read_finished:
+            self.exchange = None
+            exchange.keep_alive = False
+            exchange.abandon()
+            if self.server.observer is not None:
+                self.server.observer.exchange_finished(exchange)
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close once the peer has seen the last response.
+
+        Closing with input unread makes the kernel send a reset, which may
+        destroy the response on its way. So: say that we are done, and read
+        and forget what comes, until the peer closes or the phase times out.
+        """
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            self.server.parsers.release(parser)
+        self.phase = Phase.LINGER
+        self.since = self.loop.time()
+        self._held = None
+        self._resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _close_gently(self) -> None:
+        """Close after what is written has left."""
+        if self.transport is None or self.phase >= Phase.CLOSING:
+            return
+        if self._held:
+            self._linger()  # see there: unread input must not turn into a reset
+            return
+        self.phase = Phase.CLOSING
+        self.since = self.loop.time()
+        self.transport.close()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.phase = Phase.CLOSING
+            self.transport.abort()
+
+    def _close_after_eof(self) -> None:
+        if self.transport is not None and self.phase == Phase.RESPONSE:
+            self.phase = Phase.CLOSING
+            self.transport.close()
+
+    def _close_unless_detached(self) -> None:
+        if self.phase != Phase.DETACHED:
+            self._close_gently()
+
+    async def close(self) -> None:
+        """Close at once and return when the connection is gone (Tornado's interface)."""
+        if self.phase == Phase.CLOSED or self.transport is None:
+            return
+        if self._closed_waiter is None:
+            self._closed_waiter = self.loop.create_future()
+        self._abort()
+        await self._closed_waiter
+
+    # For HTTPServer
+
+    def begin_drain(self, now: float, grace: float) -> None:
+        """Close as soon as no exchange is lost by it.
+
+        A connection that was used within the last `grace` seconds may have a
+        request on its way: it gets the rest of that time.
+        """
+        self.draining = True
+        if self.phase in (Phase.IDLE, Phase.NEW) and not self._held:
+            if now - self.since >= grace:
+                self._close_gently()
+        elif self.exchange is not None:
+            self.exchange.keep_alive = False
+
+    def on_timeout(self) -> None:
+        """The phase has lasted longer than the server allows."""
+        phase = self.phase
+        if phase in (Phase.NEW, Phase.IDLE):
+            self._close_gently()
+        elif phase == Phase.HEAD:
+            gen_log.info("Timeout reading header from %s", self.context)
+            self._fail(408)
+        elif phase == Phase.BODY:
+            gen_log.info("Timeout reading body from %s", self.context)
+            self._abort()
+        else:
+            self._abort()
+
+    def cut(self) -> bool:
+        """End now: 503 to a request without an answer (True), else abort (False)."""
+        exchange = self.exchange
+        if exchange is not None and exchange.status == 0:
+            self._fail(503, b"Retry-After: 1\r\n")
+            return True
+        self._abort()
+        return False
+
+    # For RequestConnection
+
+    def request_is_whole(self) -> bool:
+        """Tell whether the current request has been read to its end."""
+        return self._parser is None or self._parser.protocol.is_complete
+
+    def write(self, data: bytes) -> asyncio.Future[None]:
+        """Write; the future resolves when the transport wants more."""
+        self.transport.write(data)
+        if not self._writing_paused:
+            return self.server.done
+        future: asyncio.Future[None] = self.loop.create_future()
+        if self._drain_waiters is None:
+            self._drain_waiters = []
+        self._drain_waiters.append(future)
+        return future
+
+    def detach(self) -> TransportStream:
+        held = self._held or b""
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            held = b"".join(parser.body) + parser.protocol.remaining() + held
+            self.server.parsers.release(parser)
+        self.exchange = None
+        self.phase = Phase.DETACHED
+        self._held = b""
+        transport, self.transport = self.transport, None
+        waiters, self._drain_waiters = self._drain_waiters, None
+        stream = TransportStream(
+            transport,
+            held,
+            reading_paused=self._reading_paused,
+            writing_paused=self._writing_paused,
+            max_buffer_size=self.server.max_buffer_size,
+            on_closed=self.server.on_stream_closed,
+        )
+        stream.adopt_waiters(waiters)
+        self.server.on_detached(self, stream)
+        return stream
+
+
+class RequestConnection(httputil.HTTPConnection):
+    """One exchange: what the application writes its response to.
+
+    Beside Tornado's interface it is the record of the exchange: `start_line`,
+    `headers`, `raw_target` (as received), `status` (0 until the response
+    starts), `response_headers`, `body_received`, `body_sent` (bytes, without
+    framing), `started` (loop time).
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_close_callback",
+        "_conn",
+        "_left",
+        "body_received",
+        "body_sent",
+        "body_timeout",
+        "context",
+        "delegate",
+        "headers",
+        "keep_alive",
+        "max_body_size",
+        "raw_target",
+        "read_finished",
+        "response_headers",
+        "start_line",
+        "started",
+        "status",
+        "write_finished",
+    )
+
+    start_line: httputil.RequestStartLine
+    headers: httputil.HTTPHeaders
+    response_headers: httputil.HTTPHeaders | None
+
+    def __init__(self, conn: ServerConnection) -> None:
+        self._conn = conn
+        self.context = conn.context
+        self.started = conn.since
+        self.delegate: httputil.HTTPMessageDelegate | None = None
+        self.raw_target = ""
+        self.keep_alive = False
+        self.status = 0
+        self.response_headers = None
+        self.body_received = 0
+        self.body_sent = 0
+        self.read_finished = False
+        self.write_finished = False
+        self.max_body_size: int = conn.server.max_body_size
+        self.body_timeout: float | None = conn.server.conn_params.body_timeout
+        self._chunked = False
+        # Bytes of the response body still owed; None when not known ahead.
+        self._left: int | None = None
+        self._close_callback: Callable[[], None] | None = None
+
+    # What Tornado's HTTP1Connection offers beyond the interface
+
+    @property
+    def stream(self) -> ConnectionView:
+        return ConnectionView(self._conn)
+
+    @property
+    def no_keep_alive(self) -> bool:
+        return not self.keep_alive
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` if the client goes away before the response is finished."""
+        self._close_callback = callback
+
+    def set_max_body_size(self, max_body_size: int) -> None:
+        """Set the limit of this request's body (bytes); call it before the body is read."""
+        self.max_body_size = max_body_size
+
+    def set_body_timeout(self, timeout: float) -> None:
+        """Set how long this request's body may take to arrive (seconds)."""
+        self.body_timeout = timeout
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        self._conn._abort()
+
+    def detach(self) -> TransportStream:
+        """Take the connection over, with the bytes that were read ahead.
+
+        HTTP ends here: the stream is the caller's, to read, write and close.
+        """
+        if self._conn.phase in (Phase.CLOSED, Phase.DETACHED) or self._conn.transport is None:
+            raise StreamClosedError()
+        self._close_callback = None
+        self.delegate = None
+        return self._conn.detach()
+
+    # httputil.HTTPConnection
+
+    def write_headers(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Write the head and a first chunk; see `tornado.httputil.HTTPConnection`.
+
+        A 1xx status other than 101 is an interim response: more may follow.
+        """
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        code = start_line.code
+        conn = self._conn
+        if 100 <= code < 200 and code != 101:
+            return self._write_interim(start_line, headers)
+        length = headers.get("Content-Length")
+        if code in (204, 304, 101) or self.start_line.method == "HEAD":
+            self._left = 0
+        elif length is not None:
+            self._left = _parse_length(length)
+        elif self.start_line.version == "HTTP/1.0":
+            self.keep_alive = False  # only closing can end this body
+        else:
+            self._chunked = True
+            headers["Transfer-Encoding"] = "chunked"
+        if self.keep_alive:
+            connection = headers.get("Connection")
+            if connection is not None and connection.lower() == "close":
+                self.keep_alive = False
+            elif self._left == len(chunk or b"") and not conn.request_is_whole():
+                # The response is complete before the request is: rather than
+                # read the rest for nothing, close, and say so.
+                self.keep_alive = False
+        if not self.keep_alive:
+            if code != 101 and self.start_line.version != "HTTP/1.0":
+                headers["Connection"] = "close"
+        elif self.start_line.version == "HTTP/1.0":
+            headers["Connection"] = "Keep-Alive"
+        data = format_head(code, start_line.reason, headers)
+        self.status = code
+        self.response_headers = headers
+        if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
+            return _closed_future(conn)
+        if not chunk:
+            return conn.write(data)
+        body = self._format_chunk(chunk)
+        if len(body) <= _JOIN_MAX:
+            return conn.write(data + body)
+        conn.transport.write(data)
+        return conn.write(body)
+
+    def _write_interim(
+        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders
+    ) -> asyncio.Future[None]:
+        conn = self._conn
+        if conn.exchange is not self or conn.transport is None:
+            return _closed_future(conn)
+        return conn.write(format_head(start_line.code, start_line.reason, headers))
+
+    def _format_chunk(self, chunk: bytes) -> bytes:
+        size = len(chunk)
+        self.body_sent += size
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                # The client must not take the excess for the next response.
+                self._conn._abort()
+                raise httputil.HTTPOutputError("Tried to write more data than Content-Length")
+        if self._chunked and size:
+            return b"%x\r\n%b\r\n" % (size, chunk)
+        return chunk
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        """Write body bytes; the future resolves when the transport wants more."""
+        conn = self._conn
+        if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
+            return _closed_future(conn)
+        data = self._format_chunk(chunk)
+        if not data:
+            return conn.server.done
+        return conn.write(data)
+
+    def finish(self) -> None:
+        """End the response; see `tornado.httputil.HTTPConnection`."""
+        conn = self._conn
+        if self.write_finished:
+            return
+        if conn.exchange is not self or conn.transport is None:
+            self.write_finished = True
+            return
+        if self._left:
+            conn._abort()
+            raise httputil.HTTPOutputError(
+                f"Tried to write {self._left} bytes less than Content-Length"
+            )
+        if self.status == 0:
+            conn._abort()
+            raise httputil.HTTPOutputError("response finished before its headers were written")
+        if self._chunked:
+            conn.transport.write(b"0\r\n\r\n")
+        self.write_finished = True
+        self._close_callback = None
+        if self.read_finished:
+            conn.end_exchange(self)
+        else:
+            # What is reading the request right now ends the exchange if the
+            # request proves whole; otherwise nobody needs the rest.
+            conn.loop.call_soon(conn.end_early, self)
+
+    # For ServerConnection
+
+    def abandon(self) -> None:
+        """Tell the application that nobody waits for this exchange any more.
+
+        As in Tornado, the delegate hears of it while the request is read and
+        the close callback afterwards, one of them, once.
+        """
+        delegate, self.delegate = self.delegate, None
+        callback, self._close_callback = self._close_callback, None
+        try:
+            if delegate is not None:
+                delegate.on_connection_close()
+            elif callback is not None:
+                callback()
+        except Exception:
+            # Whatever the application does there, the exchange is over.
+            app_log.error("Uncaught exception", exc_info=True)
+
+
+def _closed_future(conn: ServerConnection) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = conn.loop.create_future()
+    future.set_exception(StreamClosedError())
+    future.exception()  # whoever does not look at it need not
+    return future
+
+
+def _parse_length(value: str) -> int:
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"invalid Content-Length: expected digits; got {value!r}")
+    return int(value)

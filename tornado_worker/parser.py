@@ -1,0 +1,177 @@
+"""Gunicorn's two HTTP/1 parsers (Python and C) behind one face, and a pool of them.
+
+The only module that imports them, so that a Gunicorn that moves them fails at
+boot with one sentence. Turns bytes into one message at a time: head, body
+pieces, end, and the bytes behind it. Knows nothing of connections or Tornado.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+try:
+    from gunicorn.asgi.parser import PythonProtocol
+except ImportError as e:  # pragma: no cover - a Gunicorn that was reorganised
+    import gunicorn
+
+    raise RuntimeError(
+        f"tornado_worker needs Gunicorn's HTTP parser, gunicorn.asgi.parser.PythonProtocol, which"
+        f" gunicorn {gunicorn.__version__} does not have: install a supported version"
+        " (gunicorn>=26.2,<28)"
+    ) from e
+
+__all__ = [
+    "POOLED_READ_MAX",
+    "MessageParser",
+    "ParserOptions",
+    "ParserPool",
+    "describe_error",
+    "error_status",
+    "load_fast_parser",
+]
+
+# A parser keeps the largest buffer it ever needed; one that saw more than this
+# in a single read is dropped instead of kept for the next connection.
+POOLED_READ_MAX = 16 * 1024
+# Enough for every message of a busy moment to find one; each holds about 5 KB.
+_POOL_SIZE = 128
+
+# What Gunicorn's own workers answer, by the name of the parser's exception: the
+# C and the Python parser have classes of the same names that are not related.
+_START_LINE_ERRORS = ("InvalidRequestLine", "InvalidRequestMethod", "InvalidHTTPVersion")
+_ERROR_STATUS = {"LimitRequestLine": 414, "LimitRequestHeaders": 431}
+
+
+def error_status(error: Exception) -> int:
+    """Return the HTTP status that answers what a parser raised."""
+    # The C parser says in words what the Python parser has a class for.
+    name = type(error).__name__
+    if name == "UnsupportedTransferCoding" or str(error) == "Unsupported Transfer-Encoding":
+        return 501
+    return _ERROR_STATUS.get(name, 400)
+
+
+def describe_error(error: Exception) -> str:
+    """Return what a parser found wrong, for the log."""
+    text = str(error) or type(error).__name__
+    if type(error).__name__ in _START_LINE_ERRORS or text == "Invalid HTTP request":
+        return f"Malformed HTTP request line: {text}"  # Tornado's words for it
+    return text
+
+
+def load_fast_parser() -> Any:
+    """Return the C parser's class, or None when no usable one is installed.
+
+    Older releases cannot hand back all bytes behind a message, which pipelined
+    requests and WebSocket frames sent early need.
+    """
+    try:
+        from gunicorn_h1c import H1CProtocol
+
+        H1CProtocol(limit_remaining=0).remaining()
+    except (ImportError, TypeError, AttributeError):
+        return None
+    return H1CProtocol
+
+
+@dataclasses.dataclass(frozen=True)
+class ParserOptions:
+    """What a parser enforces: Gunicorn's settings of the same names (bytes, counts)."""
+
+    http_parser: str = "auto"
+    limit_request_line: int = 65536
+    limit_request_fields: int = 0
+    limit_request_field_size: int = 65536
+    permit_unconventional_http_method: bool = False
+    permit_unconventional_http_version: bool = False
+
+
+class MessageParser:
+    """One parser, and what it has read of the current message.
+
+    `body` holds the body pieces not yet taken; `protocol` has the head
+    (`method`, `path`, `http_version`, `headers`, `content_length`,
+    `is_chunked`, `should_keep_alive`) once `head_complete` is true. `feed` is
+    the parser's own; who calls it adds the length to `fed`.
+    """
+
+    __slots__ = ("body", "fed", "feed", "head_complete", "poolable", "protocol")
+
+    def __init__(self, protocol_class: Any, **options: Any) -> None:
+        self.body: list[bytes] = []
+        self.head_complete = False
+        self.fed = 0
+        self.poolable = True
+        # Callbacks only note what happened: the parser is never re-entered,
+        # and small chunks are joined before anybody is called for them.
+        self.protocol: Any = protocol_class(
+            on_headers_complete=self._on_headers_complete,
+            on_body=self.body.append,
+            **options,
+        )
+        self.feed = self.protocol.feed
+
+    def _on_headers_complete(self) -> bool:
+        self.head_complete = True
+        return False
+
+    def take_body(self, max_bytes: int | None) -> bytes:
+        """Return the body bytes read so far, at most `max_bytes` of them if given."""
+        body = self.body
+        chunk = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        if max_bytes is not None and len(chunk) > max_bytes:
+            body.append(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        return chunk
+
+    def reset(self) -> None:
+        """Make ready for the next message; whatever was read is dropped."""
+        self.protocol.reset()
+        self.body.clear()
+        self.head_complete = False
+        self.fed = 0
+
+
+class ParserPool:
+    """Parsers for the connections that are in the middle of a message.
+
+    A C parser holds 4.5 KB, more than the rest of an idle connection, so a
+    connection owns one only from the first byte of a message to its last.
+    """
+
+    def __init__(self, options: ParserOptions) -> None:
+        setting = options.http_parser
+        if setting not in ("auto", "fast", "python"):
+            raise ValueError(f"http_parser: expected auto, fast or python; got {setting!r}")
+        fast = None if setting == "python" else load_fast_parser()
+        if setting == "fast" and fast is None:
+            raise RuntimeError(
+                "http_parser = 'fast' needs gunicorn_h1c >= 0.6.9:"
+                " pip install 'tornado-worker[fast]'"
+            )
+        self.name = "fast" if fast is not None else "python"
+        self._class = fast or PythonProtocol
+        self._options: dict[str, Any] = {
+            field.name: getattr(options, field.name)
+            for field in dataclasses.fields(options)
+            if field.name != "http_parser"
+        }
+        if fast is not None:
+            # Nothing is fed behind a message's end, so one read bounds the tail.
+            self._options["limit_remaining"] = 0
+            # 0 means "no limit" in Gunicorn's documentation; the C parser takes
+            # it literally. The value is the one its Python parser falls back to.
+            self._options["limit_request_line"] = options.limit_request_line or 1024 * 1024
+        self._free: list[MessageParser] = []
+
+    def acquire(self) -> MessageParser:
+        if self._free:
+            return self._free.pop()
+        return MessageParser(self._class, **self._options)
+
+    def release(self, parser: MessageParser) -> None:
+        if parser.poolable and len(self._free) < _POOL_SIZE:
+            parser.reset()
+            self._free.append(parser)
