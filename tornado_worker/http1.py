@@ -26,7 +26,7 @@ from tornado.log import app_log, gen_log
 
 from tornado_worker.fields import format_head, request_headers
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
-from tornado_worker.stream import ConnectionView, TransportStream
+from tornado_worker.stream import ConnectionView, TransportStream, break_cycles
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -132,8 +132,8 @@ class ServerConnection(asyncio.Protocol):
         # the peer's unread bytes do not turn our last response into a reset.
 
     def eof_received(self) -> bool | None:
-        if self.exchange is None or self.phase != Phase.RESPONSE:
-            return None
+        if self.phase != Phase.RESPONSE or not self.transport.can_write_eof():
+            return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
         # What is answered in this turn of the loop still reaches it (`nc -N`).
         self.loop.call_soon(self._close_after_eof)
@@ -153,6 +153,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
+        break_cycles(self.transport)
         self.transport = None
         exchange, self.exchange = self.exchange, None
         parser, self._parser = self._parser, None
@@ -188,7 +189,7 @@ class ServerConnection(asyncio.Protocol):
         try:
             parser.feed(data)
         except Exception as e:  # the C parser's errors share no base class
-            self._refuse(error_status(e), describe_error(e))
+            self._refuse(error_status(e, data), describe_error(e))
             return
         if self.exchange is not None:
             self._deliver()
@@ -216,8 +217,11 @@ class ServerConnection(asyncio.Protocol):
         except UnicodeDecodeError:
             self._refuse(400, "Malformed HTTP request line: the target is not ASCII")
             return
-        if not message.is_chunked and "Transfer-Encoding" in headers:
-            self._refuse(400, "Transfer-Encoding does not end with chunked")
+        if "Transfer-Encoding" in headers and (
+            not message.is_chunked or headers["Transfer-Encoding"].lower() != "chunked"
+        ):
+            # Codings before `chunked` are legal, and nobody here decodes them.
+            self._refuse(400, "Unsupported Transfer-Encoding " + headers["Transfer-Encoding"])
             return
         if parser.fed > server.conn_params.max_header_size:
             size = sum(len(n) + len(v) + 4 for n, v in message.headers) + len(target)
@@ -690,6 +694,8 @@ class RequestConnection(httputil.HTTPConnection):
         conn = self._conn
         if 100 <= code < 200 and code != 101:
             return self._write_interim(start_line, headers)
+        # First of all: whatever fails from here on, the response has begun.
+        self.status = code
         length = headers.get("Content-Length")
         if code in (204, 304, 101) or self.start_line.method == "HEAD":
             self._left = 0
@@ -714,7 +720,6 @@ class RequestConnection(httputil.HTTPConnection):
         elif self.start_line.version == "HTTP/1.0":
             headers["Connection"] = "Keep-Alive"
         data = format_head(code, start_line.reason, headers)
-        self.status = code
         self.response_headers = headers
         if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
             return _closed_future(conn)
@@ -748,10 +753,19 @@ class RequestConnection(httputil.HTTPConnection):
         return chunk
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Write body bytes; the future resolves when the transport wants more."""
+        """Write body bytes; the future resolves when the transport wants more.
+
+        Without `write_headers` before it, which Tornado deprecated, the bytes
+        are head and body as the application made them, and the connection
+        closes after them: nobody has checked where they end.
+        """
         conn = self._conn
         if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
             return _closed_future(conn)
+        if self.status == 0:
+            match = re.match(rb"HTTP/1\.\d (\d{3})", chunk)
+            self.status = int(match[1]) if match else 200
+            self.keep_alive = False
         data = self._format_chunk(chunk)
         if not data:
             return conn.server.done

@@ -8,6 +8,7 @@ pieces, end, and the bytes behind it. Knows nothing of connections or Tornado.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 try:
@@ -39,25 +40,39 @@ _POOL_SIZE = 128
 
 # What Gunicorn's own workers answer, by the name of the parser's exception: the
 # C and the Python parser have classes of the same names that are not related.
-_START_LINE_ERRORS = ("InvalidRequestLine", "InvalidRequestMethod", "InvalidHTTPVersion")
 _ERROR_STATUS = {"LimitRequestLine": 414, "LimitRequestHeaders": 431}
+_START_LINE_ERRORS = ("InvalidRequestLine", "InvalidRequestMethod", "InvalidHTTPVersion")
+# The same events in the words of Tornado's log.
+_TORNADO_WORDS = {
+    "Invalid Content-Length value": "Only integer Content-Length is allowed",
+    "Content-Length with Transfer-Encoding": (
+        "Message with both Transfer-Encoding and Content-Length"
+    ),
+}
+_TRANSFER_ENCODING = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
-def error_status(error: Exception) -> int:
-    """Return the HTTP status that answers what a parser raised."""
-    # The C parser says in words what the Python parser has a class for.
+def error_status(error: Exception, data: bytes) -> int:
+    """Return the HTTP status that answers what a parser raised on reading `data`."""
     name = type(error).__name__
     if name == "UnsupportedTransferCoding" or str(error) == "Unsupported Transfer-Encoding":
-        return 501
+        # RFC 9112 section 6.1: 501 to a coding we do not know. What cannot be
+        # a coding at all (`\xa0chunked`, an attempt at smuggling) is a 400.
+        match = _TRANSFER_ENCODING.search(data)
+        return 501 if match is None or match[1].isascii() else 400
     return _ERROR_STATUS.get(name, 400)
 
 
 def describe_error(error: Exception) -> str:
     """Return what a parser found wrong, for the log."""
-    text = str(error) or type(error).__name__
-    if type(error).__name__ in _START_LINE_ERRORS or text == "Invalid HTTP request":
-        return f"Malformed HTTP request line: {text}"  # Tornado's words for it
-    return text
+    name, text = type(error).__name__, str(error)
+    if name in _START_LINE_ERRORS or text == "Invalid HTTP request":
+        return f"Malformed HTTP request line: {text!r}"
+    if name == "UnsupportedTransferCoding":
+        return f"Unsupported Transfer-Encoding {text!r}"
+    if name == "InvalidChunkSize" or text == "Invalid character in chunk size":
+        return f"invalid chunk size: {text}"
+    return _TORNADO_WORDS.get(text) or text or name
 
 
 def load_fast_parser() -> Any:

@@ -218,7 +218,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             conn.setblocking(False)
             task = loop.create_task(self._establish(loop, conn, address))
             self._accepting.add(task)
-            task.add_done_callback(self._accepting.discard)
+            task.add_done_callback(self._on_established)
 
     def _pause_accepting(self, loop: asyncio.AbstractEventLoop, error: OSError) -> None:
         # The listener stays readable: without a pause the loop would spin.
@@ -262,6 +262,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # Gone before the connection stood, or a handshake that timed out.
             gen_log.info("connection from %s failed: %s", address, e)
             sock.close()
+
+    def _on_established(self, task: asyncio.Task[None]) -> None:
+        self._accepting.discard(task)
+        self._check_drained()
+        if not task.cancelled():
+            task.result()
 
     # Connections
 

@@ -1,0 +1,110 @@
+"""Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`.
+
+May read Gunicorn's configuration and its TLS code. Never touches a socket, a
+loop or a process: what it returns is passed to the constructor as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gunicorn import sock
+
+__all__ = ["check_server_options", "loop_factory", "server_arguments"]
+
+# HTTPServer arguments that no setting of Gunicorn's covers.
+_OPTIONS = (
+    "body_timeout",
+    "chunk_size",
+    "decompress_request",
+    "header_timeout",
+    "max_body_size",
+    "max_buffer_size",
+    "protocol",
+    "trusted_downstream",
+    "xheaders",
+)
+# The others, and the setting that has the same job: one place for each thing.
+_SETTINGS = {
+    "idle_connection_timeout": "keepalive",
+    "keepalive_timeout": "keepalive",
+    "max_header_size": "limit_request_line, limit_request_fields and limit_request_field_size",
+    "no_keep_alive": "keepalive = 0",
+    "ssl_options": "certfile and keyfile, or the ssl_context hook",
+}
+# HTTPServer arguments that bear their setting's name.
+_SAME_NAME = (
+    "http_parser",
+    "limit_request_field_size",
+    "limit_request_fields",
+    "limit_request_line",
+    "permit_unconventional_http_method",
+    "permit_unconventional_http_version",
+)
+
+
+def check_server_options(options: Any) -> None:
+    """Raise RuntimeError unless `options` is fit to be SERVER_OPTIONS."""
+    if not isinstance(options, Mapping):
+        raise RuntimeError(
+            "invalid SERVER_OPTIONS: expected a dict of HTTPServer arguments;"
+            f" got {type(options).__name__}"
+        )
+    for name in options:
+        if name in _OPTIONS:
+            continue
+        setting = name if name in _SAME_NAME else _SETTINGS.get(name)
+        if setting is not None:
+            raise RuntimeError(
+                f"invalid SERVER_OPTIONS: {name!r} is Gunicorn's to set: use {setting}"
+            )
+        raise RuntimeError(
+            f"invalid SERVER_OPTIONS: unknown name {name!r}; expected some of {', '.join(_OPTIONS)}"
+        )
+
+
+def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`.
+
+    Loads the certificate, so it may raise what `ssl` and the user's
+    `ssl_context` hook raise.
+    """
+    check_server_options(options)
+    arguments: dict[str, Any] = {name: getattr(cfg, name) for name in _SAME_NAME}
+    arguments["no_keep_alive"] = cfg.keepalive == 0
+    if cfg.keepalive:
+        arguments["keepalive_timeout"] = float(cfg.keepalive)
+    if cfg.is_ssl:
+        arguments["ssl_options"] = _ssl_context(cfg)
+    return {**arguments, **options}
+
+
+def _ssl_context(cfg: Any) -> ssl.SSLContext:
+    context: ssl.SSLContext = sock.ssl_context(cfg)
+    # Gunicorn advertises what `http_protocols` lists. A client that was
+    # promised h2 would speak it, and be answered with an error.
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop that the setting `asgi_loop` names.
+
+    Raises RuntimeError when it asks for uvloop and uvloop is not there.
+    """
+    if name != "asyncio":
+        try:
+            import uvloop
+        except ImportError as e:
+            if name == "uvloop":
+                raise RuntimeError(
+                    f"asgi_loop = 'uvloop' needs the package uvloop ({e}): install"
+                    " tornado-worker[fast], or set asgi_loop to 'auto' or 'asyncio'"
+                ) from None
+        else:
+            new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+            return new_loop
+    return asyncio.new_event_loop
