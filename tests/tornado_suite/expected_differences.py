@@ -19,6 +19,7 @@ class Kind(enum.Enum):
     STRICTER_PARSER = "Gunicorn's parser refuses what Tornado's accepts"
     PRIVATE_ATTRIBUTE = "the test uses a private attribute of Tornado's own server classes"
     LOOP = "the test fails on Tornado's own server as well with this event loop"
+    ERROR_RESPONSE = "only the fields of an error response differ: compared with ours instead"
     LOG_WORDING = "only a log message differs: the test runs with that one check relaxed"
 
 
@@ -30,6 +31,8 @@ class Difference:
     that has the test. `source`: the rule behind it, such as an RFC section.
     `wording`, for LOG_WORDING only: the regular expressions of the test's
     ExpectLog that do not match, and those that must match in their place.
+    `responses`, for ERROR_RESPONSE only: what the test compares with, and
+    what it must compare with in its place.
     """
 
     test: str
@@ -40,7 +43,14 @@ class Difference:
     parsers: tuple[str, ...] = ("python", "fast")
     since: tuple[int, int, int] = (6, 5, 7)
     wording: dict[str, str] = field(default_factory=dict)
+    responses: dict[bytes, bytes] = field(default_factory=dict)
 
+
+_BARE_LF = ".*Bare LF as line terminator"
+_SENDS_BARE_LF = (
+    "it sends its request with bare LF, which is refused before what the test is about; the "
+    "answer is 400 and the end of the connection all the same"
+)
 
 _SIGCHLD = (
     "tornado.process.Subprocess wants a SIGCHLD handler; uvloop keeps SIGCHLD for itself: "
@@ -48,6 +58,80 @@ _SIGCHLD = (
 )
 
 DIFFERENCES: list[Difference] = [
+    Difference(
+        "httpserver_test.HTTPConnectionTest.test_newlines",
+        Kind.STRICTER_PARSER,
+        "it sends a request with bare LF; a line that another server ends elsewhere can hide a "
+        "second request",
+        source='RFC 9112 section 2.2: "a recipient MAY recognize a single LF"',
+    ),
+    Difference(
+        "httpserver_test.KeepAliveTest.test_keepalive_chunked",
+        Kind.STRICTER_PARSER,
+        "it sends Transfer-Encoding in an HTTP/1.0 request and wants the connection kept alive",
+        source='RFC 9112 section 6.1: "MUST treat the message as if the framing is faulty"',
+    ),
+    *(
+        Difference(
+            test,
+            Kind.ERROR_RESPONSE,
+            "a refused request is answered with its length and with Connection: close",
+            source="RFC 9112 section 9.6: the last response before a close SHOULD say so",
+            responses={
+                b"HTTP/1.1 400 Bad Request\r\n\r\n": (
+                    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                )
+            },
+        )
+        for test in (
+            "httpserver_test.BodyLimitsTest.test_body_size_override_reset",
+            "httpserver_test.UnixSocketTestAbstract.test_unix_socket_bad_request",
+            "httpserver_test.UnixSocketTestFile.test_unix_socket_bad_request",
+        )
+    ),
+    # -- log wording --
+    *(
+        Difference(
+            f"httpserver_test.HTTPServerRawTest.{test}",
+            Kind.LOG_WORDING,
+            _SENDS_BARE_LF,
+            wording={regex: _BARE_LF},
+        )
+        for test, regex in {
+            "test_chunked_request_body_duplicate_header": (
+                ".*Unsupported Transfer-Encoding chunked,chunked"
+            ),
+            "test_chunked_request_body_transfer_encoding_and_content_length": (
+                ".*Message with both Transfer-Encoding and Content-Length"
+            ),
+            "test_chunked_request_body_unsupported_transfer_encoding": (
+                ".*Unsupported Transfer-Encoding gzip, chunked"
+            ),
+        }.items()
+    ),
+    Difference(
+        "httpserver_test.HTTPServerRawTest.test_content_length_list_whitespace",
+        Kind.LOG_WORDING,
+        "the parser refuses every list in Content-Length before it compares the members",
+        source="RFC 9110 section 8.6: a recipient may refuse such a list",
+        wording={".*Multiple unequal Content-Lengths": ".*Only integer Content-Length is allowed"},
+    ),
+    Difference(
+        "httpserver_test.HTTPServerRawTest.test_malformed_headers",
+        Kind.LOG_WORDING,
+        "the parser's own words",
+        wording={
+            ".*Malformed HTTP message.*no colon in header line": (
+                ".*Malformed HTTP message.*(Missing colon in header|Invalid HTTP request)"
+            )
+        },
+    ),
+    Difference(
+        "httpserver_test.MaxHeaderSizeTest.test_large_headers",
+        Kind.LOG_WORDING,
+        "the request is answered with 431, and logged as malformed, instead of cut off",
+        wording={"Unsatisfiable read": ".*Malformed HTTP message.*header section too large"},
+    ),
     # -- not about the server: they fail on Tornado's own with uvloop as well --
     *(
         Difference(f"process_test.SubprocessTest.{test}", Kind.LOOP, _SIGCHLD, loops=("uvloop",))
