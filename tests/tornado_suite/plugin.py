@@ -176,3 +176,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if handler.lines:
         pytest.fail("unexpected log output:\n" + "\n".join(handler.lines), pytrace=False)
     return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count an expected failure once.
+
+    A test that fails and leaves a record in the log fails a second time in a
+    cleanup of Tornado's, which pytest reports as a failure of the teardown.
+    """
+    report = yield
+    if report.when == "teardown" and hasattr(report, "wasxfail"):
+        del report.wasxfail
+        report.outcome = "passed"
+    return report
