@@ -19,13 +19,32 @@ _NAMES_MAX = 1000
 
 
 class FieldNames(dict[bytes, str]):
-    """Maps a field name as received to Tornado's spelling (`b"hOST"` -> `"Host"`)."""
+    """Maps a field name as received to Tornado's spelling (`b"hOST"` -> `"Host"`).
+
+    With `special` names (upper case) given, it leaves the names of special fields,
+    and those with an underscore, in `seen`: they are never cached, so looking
+    for them costs the other requests nothing.
+    """
+
+    __slots__ = ("_special", "seen")
+
+    def __init__(self, special: frozenset[str] | None = None) -> None:
+        self._special = special
+        self.seen: list[str] = []
 
     def __missing__(self, name: bytes) -> str:
-        spelled = "-".join([word.capitalize() for word in name.decode("latin-1").split("-")])
-        if len(self) < _NAMES_MAX:
+        text = name.decode("latin-1")
+        spelled = "-".join([word.capitalize() for word in text.split("-")])
+        if self._special is not None and ("_" in text or text.upper() in self._special):
+            self.seen.append(spelled)
+        elif len(self) < _NAMES_MAX:
             self[name] = spelled
         return spelled
+
+    def take_seen(self) -> list[str]:
+        """Return the special names met since the last call, each once, in order."""
+        seen, self.seen = self.seen, []
+        return list(dict.fromkeys(seen))
 
 
 def _stores_lists(headers: HTTPHeaders) -> bool:

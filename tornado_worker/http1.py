@@ -31,7 +31,7 @@ from tornado_worker.stream import ConnectionView, TransportStream, break_cycles
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
 
-__all__ = ["Phase", "RequestConnection", "ServerConnection"]
+__all__ = ["Phase", "PolicyError", "RequestConnection", "ServerConnection"]
 
 # Bytes kept for later (a pipelined request, a body nobody takes yet) before
 # the socket is left alone. The read that crosses it is kept as well: at most
@@ -45,8 +45,10 @@ _ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
     for code, reason in (
         (400, "Bad Request"),
+        (403, "Forbidden"),
         (408, "Request Timeout"),
         (414, "URI Too Long"),
+        (417, "Expectation Failed"),
         (431, "Request Header Fields Too Large"),
         (500, "Internal Server Error"),
         (501, "Not Implemented"),
@@ -70,6 +72,14 @@ class Phase:
     CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
     CLOSED = 7
     DETACHED = 8  #: nothing: a TransportStream has the transport
+
+
+class PolicyError(Exception):
+    """A peer said about itself what it may not, or not so; `status` answers it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ServerConnection(asyncio.Protocol):
@@ -99,10 +109,12 @@ class ServerConnection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, server: HTTPServer, loop: asyncio.AbstractEventLoop, address: Any) -> None:
+    def __init__(
+        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
+    ) -> None:
         self.server = server
         self.loop = loop
-        self.context: Any = address  # replaced by a ConnectionContext in connection_made
+        self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
         self.transport: Any = None
         self.exchange: RequestConnection | None = None
         self.phase = Phase.NEW
@@ -120,7 +132,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.context = self.server.make_context(transport, self.context)
+        self.context = self.server.make_context(transport, *self.context)
         self.server.on_connection_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -207,16 +219,26 @@ class ServerConnection(asyncio.Protocol):
     def _begin_exchange(self, parser: MessageParser) -> None:
         message = parser.protocol
         server = self.server
+        names = server.field_names
         exchange = RequestConnection(self)
         try:
             # The C parser lets through what Gunicorn refuses: RFC 9112
             # section 3.2, a target is ASCII; section 6.3, a body whose last
             # coding is not chunked has no end.
             target = message.path.decode("ascii")
-            headers = request_headers(message.headers, server.field_names)
+            headers = request_headers(message.headers, names)
         except UnicodeDecodeError:
             self._refuse(400, "Malformed HTTP request line: the target is not ASCII")
             return
+        if self.context.overridden:
+            self.context.reset()
+        if names.seen:
+            assert server.policy is not None
+            try:
+                server.policy.apply(names.take_seen(), headers, message.http_version, self.context)
+            except PolicyError as e:
+                self._refuse(e.status, str(e))
+                return
         if "Transfer-Encoding" in headers and (
             not message.is_chunked or headers["Transfer-Encoding"].lower() != "chunked"
         ):

@@ -27,6 +27,7 @@ __all__ = [
     "MessageParser",
     "ParserOptions",
     "ParserPool",
+    "PythonProtocol",
     "describe_error",
     "error_status",
     "load_fast_parser",

@@ -23,9 +23,10 @@ from tornado.netutil import ssl_options_to_context
 from tornado_worker.fields import FieldNames
 from tornado_worker.http1 import Phase, RequestConnection, ServerConnection
 from tornado_worker.parser import ParserOptions, ParserPool
+from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.stream import TransportStream
 
-__all__ = ["ConnectionContext", "ExchangeObserver", "HTTPServer"]
+__all__ = ["ConnectionContext", "ExchangeObserver", "HTTPServer", "PeerPolicy"]
 
 # Connections taken per turn of the loop and listener: enough for a burst, few
 # enough that open connections and other workers get their turn.
@@ -54,6 +55,30 @@ class ExchangeObserver(Protocol):
         """The server itself answered `status`; `exchange` is None when no head was parsed."""
 
 
+class PeerPolicy(Protocol):
+    """Decides what a peer may say about itself; `tornado_worker.policy` has Gunicorn's."""
+
+    #: Names (upper case) of fields that `apply` must see, beside those with an underscore.
+    special_names: frozenset[str]
+    #: Whether connections may begin with a PROXY protocol header: off, v1, v2 or auto.
+    proxy_protocol: str
+
+    def trusts(self, address: Any) -> bool:
+        """Tell whether the peer at `address` is a proxy whose word counts."""
+
+    def trusts_proxy_protocol(self, address: Any) -> bool:
+        """Tell whether the peer at `address` may send a PROXY protocol header."""
+
+    def apply(
+        self,
+        names: list[str],
+        headers: httputil.HTTPHeaders,
+        version: tuple[int, int],
+        context: ConnectionContext,
+    ) -> None:
+        """Judge the fields called `names`: drop them, or heed them, or raise PolicyError."""
+
+
 class ConnectionContext(tornado.httpserver._HTTPRequestContext):
     """Who the peer is, as `request_conn.context`.
 
@@ -61,14 +86,28 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
     accepted address instead of a stream.
     """
 
+    #: What a PROXY protocol header said about the client: Gunicorn's dict of it.
+    proxy_protocol_info: dict[str, Any] | None = None
+    #: Whether `protocol` holds for the current request only.
+    overridden = False
+
     def __init__(
         self,
         address: Any,
         family: int,
         protocol: str,
         trusted_downstream: set[str],
+        server_address: Any = None,
+        policy: PeerPolicy | None = None,
     ) -> None:
+        #: The client's address: the peer's, unless the peer is a proxy that names another.
         self.address = address
+        #: The address of the other end of the connection: who is to be trusted, or not.
+        self.peer_address = address
+        #: Where the listener is bound, as `getsockname()` tells it.
+        self.server_address = server_address
+        self._policy = policy
+        self._trusted: bool | None = None
         self.address_family = family
         is_ip = family in (socket.AF_INET, socket.AF_INET6)
         # Tornado's stand-in for peers without an IP address.
@@ -77,6 +116,36 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
         self._orig_remote_ip = self.remote_ip
         self._orig_protocol = protocol
         self.trusted_downstream = trusted_downstream
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the peer may say what a client may not: scheme, address, forwarder fields."""
+        if self._trusted is None:
+            self._trusted = self._policy is None or self._policy.trusts(self.peer_address)
+        return self._trusted
+
+    def override_protocol(self, protocol: str) -> None:
+        """Set `protocol` until the next request begins."""
+        self.protocol = protocol
+        self.overridden = True
+
+    def reset(self) -> None:
+        """Forget what the previous request said of itself."""
+        self.protocol = self._orig_protocol
+        self.overridden = False
+
+    def set_client(self, info: dict[str, Any]) -> None:
+        """Take over what a trusted peer's PROXY protocol header says, for the whole connection."""
+        self.proxy_protocol_info = info
+        ip = info["client_addr"]
+        if ip is not None:  # a health check of the proxy itself has no client
+            self.address = (ip, info["client_port"])
+            self.address_family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+            self.remote_ip = self._orig_remote_ip = ip
+
+    def _apply_xheaders(self, headers: httputil.HTTPHeaders) -> None:
+        if self.trusted:
+            super()._apply_xheaders(headers)
 
 
 class HTTPServer(tornado.httpserver.HTTPServer):
@@ -88,7 +157,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     - `header_timeout`: seconds a client may take to send one header section;
     - `keepalive_timeout`: seconds a connection may wait for another request;
-      `idle_connection_timeout` (Tornado's) unless given.
+      `idle_connection_timeout` (Tornado's) unless given;
+    - `policy`: what peers may say about themselves; without one, what Tornado
+      lets them say.
     """
 
     def initialize(
@@ -117,6 +188,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         permit_unconventional_http_version: bool = False,
         header_timeout: float | None = 60.0,
         keepalive_timeout: float | None = None,
+        policy: PeerPolicy | None = None,
     ) -> None:
         super().initialize(
             request_callback,
@@ -146,7 +218,13 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 permit_unconventional_http_version=permit_unconventional_http_version,
             )
         )
-        self.field_names = FieldNames()
+        self.policy = policy
+        self.field_names = FieldNames(None if policy is None else policy.special_names)
+        self._connection_class = (
+            ServerConnection
+            if policy is None or policy.proxy_protocol == "off"
+            else ProxiedConnection
+        )
         self.observer: ExchangeObserver | None = None
         self.max_buffer_size: int = max_buffer_size or 104857600  # Tornado's default
         self.max_body_size = self.max_buffer_size if max_body_size is None else max_body_size
@@ -177,6 +255,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._accept_paused = False
+        self._server_addresses: dict[int, Any] = {}
 
     # Listening
 
@@ -186,6 +265,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         for sock in sockets:
             sock.setblocking(False)
             self._sockets[sock.fileno()] = sock
+            self._server_addresses[sock.fileno()] = sock.getsockname()
             # Not loop.create_server: it calls listen() again, and so replaces
             # the backlog that whoever made the socket chose.
             loop.add_reader(sock, self._accept, loop, sock)
@@ -216,7 +296,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 self._pause_accepting(loop, e)
                 return
             conn.setblocking(False)
-            task = loop.create_task(self._establish(loop, conn, address))
+            addresses = (address, self._server_addresses[sock.fileno()])
+            task = loop.create_task(self._establish(loop, conn, addresses))
             self._accepting.add(task)
             task.add_done_callback(self._on_established)
 
@@ -237,17 +318,21 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         loop.call_later(_ACCEPT_PAUSE_S, resume)
 
     async def _establish(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, addresses: tuple[Any, Any]
     ) -> None:
-        """Turn an accepted socket into a connection; with TLS, after the handshake."""
+        """Turn an accepted socket into a connection; with TLS, after the handshake.
+
+        `addresses` are the peer's and the listener's.
+        """
+        address = addresses[0]
         try:
             if self._tls is None:
                 await loop.connect_accepted_socket(
-                    lambda: ServerConnection(self, loop, address), sock
+                    lambda: self._connection_class(self, loop, addresses), sock
                 )
             else:
                 await loop.connect_accepted_socket(
-                    lambda: ServerConnection(self, loop, address),
+                    lambda: self._connection_class(self, loop, addresses),
                     sock,
                     ssl=self._tls,
                     ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
@@ -271,9 +356,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     # Connections
 
-    def make_context(self, transport: Any, address: Any) -> ConnectionContext:
+    def make_context(self, transport: Any, address: Any, server_address: Any) -> ConnectionContext:
         family = transport.get_extra_info("socket").family
-        return ConnectionContext(address, family, self._protocol, self._trusted_downstream)
+        return ConnectionContext(
+            address,
+            family,
+            self._protocol,
+            self._trusted_downstream,
+            server_address,
+            self.policy,
+        )
 
     def on_connection_made(self, conn: ServerConnection) -> None:
         self._connections.add(conn)
