@@ -1,0 +1,279 @@
+"""The chat of one process: its rules and limits, and the parts that carry them out.
+
+Handlers call this and nothing below it. It knows no HTTP; what it refuses it
+refuses with a `Refusal`, which says why in words for the person who asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from demo_app.feed import Feed, Listener
+from demo_app.meter import Meter
+from demo_app.presence import Presence
+from demo_app.store import (
+    Conflict,
+    Draft,
+    History,
+    Posted,
+    Store,
+    TooManyRooms,
+    UnknownCursor,
+    WorkerReport,
+)
+
+__all__ = ["Chat", "Limits", "Refusal", "User"]
+
+ROOM = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+VERSION = re.compile(r"[0-9a-f]{0,12}")
+DEFAULT_ROOMS = ("lobby", "tornado", "random")
+MAX_BUCKETS = 10_000
+
+ADJECTIVES = (
+    "Amber Brave Calm Clever Cosmic Gentle Golden Happy Keen Lucky Mellow Quiet Swift Witty"
+)
+ANIMALS = "Badger Crane Dolphin Falcon Fox Hare Heron Lynx Marten Otter Owl Raven Seal Wren"
+
+
+class Refusal(Exception):
+    """A request that breaks a rule. `status` is HTTP's, `code` is for programs."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    id: str
+    name: str
+
+    @classmethod
+    def new(cls) -> User:
+        words = (secrets.choice(words.split()) for words in (ADJECTIVES, ANIMALS))
+        return cls(secrets.token_hex(8), " ".join(words))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Each in `CHAT_<NAME>` of the environment; those of rate hold per worker."""
+
+    max_text: int = 2000
+    max_name: int = 32
+    max_rooms: int = 200
+    posts_per_s: float = 2.0
+    posts_at_once: int = 15
+    max_listening: int = 12  # connections of one user to one worker
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Limits:
+        values: dict[str, Any] = {}
+        for name, default in cls().as_dict().items():
+            text = environ.get(f"CHAT_{name.upper()}")
+            if text is not None:
+                values[name] = type(default)(text)
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Chat:
+    """One per process. Enter `running()` before the first request."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self.store = store
+        self.limits = limits
+        self.meter = Meter()
+        self.feed = Feed(store, self._on_message)
+        self.presence = Presence(store, self.feed, self.meter)
+        # user -> (posts left, as of when)
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> Any:
+        await self.store.open(self.presence.on_signal)
+        try:
+            await self.feed.start()
+            await self.presence.start()
+            self.meter.start()
+            yield
+        finally:
+            await self.meter.stop()
+            await self.presence.stop()
+            await self.feed.stop()
+            await self.store.close()
+
+    def drain(self) -> None:
+        self.presence.drain()
+
+    @property
+    def reports(self) -> list[WorkerReport]:
+        return self.presence.reports
+
+    # -- checks ---------------------------------------------------------------
+
+    def check_room(self, room: str) -> str:
+        if not ROOM.fullmatch(room):
+            raise Refusal(
+                400,
+                "bad_room",
+                "a room's name has 1 to 32 small letters, digits and hyphens,"
+                " with no hyphen at either end",
+            )
+        return room
+
+    def check_name(self, name: object) -> str:
+        if not isinstance(name, str):
+            raise Refusal(400, "bad_name", "expected a name as a string")
+        name = " ".join(check_characters(name, "bad_name").split())
+        if not name or not name.isprintable():
+            raise Refusal(400, "bad_name", "a name needs at least one visible character")
+        if len(name) > self.limits.max_name:
+            raise Refusal(
+                400,
+                "name_too_long",
+                f"a name has at most {self.limits.max_name} characters; this one has {len(name)}",
+            )
+        return name
+
+    def check_text(self, text: object) -> str:
+        if not isinstance(text, str):
+            raise Refusal(400, "bad_text", "expected the text as a string")
+        text = check_characters(text, "bad_text").replace("\r\n", "\n").strip()
+        if not text:
+            raise Refusal(400, "empty_text", "the message is empty")
+        if len(text) > self.limits.max_text:
+            raise Refusal(
+                413,
+                "text_too_long",
+                f"a message has at most {self.limits.max_text} characters;"
+                f" this one has {len(text)}",
+            )
+        return text
+
+    def _take_post(self, user: str) -> None:
+        now = time.monotonic()
+        left, since = self._buckets.pop(user, (float(self.limits.posts_at_once), now))
+        left = min(left + (now - since) * self.limits.posts_per_s, self.limits.posts_at_once)
+        if left < 1:
+            self._buckets[user] = (left, now)
+            wait = (1 - left) / self.limits.posts_per_s
+            raise Refusal(
+                429,
+                "too_fast",
+                f"too many messages at once; try again in {wait:.1f} s",
+                retry_after_s=wait,
+            )
+        self._buckets[user] = (left - 1, now)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.pop(next(iter(self._buckets)))  # the longest unused
+
+    # -- what clients do ------------------------------------------------------
+
+    async def post(self, room: str, user: User, text: object, client_id: object) -> Posted:
+        """Store a message. The result means that it is stored for good."""
+        self.check_room(room)
+        text = self.check_text(text)
+        if not isinstance(client_id, str) or not CLIENT_ID.fullmatch(client_id):
+            raise Refusal(
+                400, "bad_client_id", "expected a client_id of 8 to 64 letters, digits, _ and -"
+            )
+        self._take_post(user.id)
+        try:
+            posted = await self.store.post(Draft(room, user.id, user.name, text, client_id))
+        except Conflict as error:
+            raise Refusal(409, "conflict", str(error)) from None
+        except TooManyRooms as error:
+            raise Refusal(403, "too_many_rooms", str(error)) from None
+        self.meter.posted += posted.is_new
+        return posted
+
+    async def history(self, room: str, before: str | None, limit: int) -> History:
+        self.check_room(room)
+        try:
+            return await self.store.history(room, before, limit)
+        except UnknownCursor as error:
+            raise Refusal(400, "bad_cursor", str(error)) from None
+
+    async def rooms(self) -> list[dict[str, Any]]:
+        """Return all rooms, the default ones first, with who is there."""
+        stored = {summary.name: summary for summary in await self.store.rooms()}
+        here: dict[str, set[str]] = {}
+        for report in self.reports:
+            for room, people in report.people.items():
+                here.setdefault(room, set()).update(people)
+        names = [*DEFAULT_ROOMS, *(name for name in stored if name not in DEFAULT_ROOMS)]
+        return [
+            {
+                "name": name,
+                "messages": stored[name].messages if name in stored else 0,
+                "last_id": stored[name].last_id if name in stored else None,
+                "here": len(here.get(name, ())),
+            }
+            for name in names
+        ]
+
+    def type(self, room: str, user: User) -> None:
+        self.presence.type(self.check_room(room), user.id, user.name)
+
+    async def check_place(self, room: str, user: User, cursor: str, version: str) -> None:
+        """Refuse to listen from a place that is none, or too often at once."""
+        self.check_room(room)
+        if not VERSION.fullmatch(version):
+            raise Refusal(400, "bad_version", "expected the version of an earlier update")
+        if self.presence.listening(user.id) >= self.limits.max_listening:
+            raise Refusal(
+                429,
+                "too_many_windows",
+                f"you are listening {self.limits.max_listening} times already;"
+                " close another window",
+                retry_after_s=10.0,
+            )
+        try:
+            await self.feed.check(cursor)
+        except UnknownCursor as error:
+            # The client must start again from the history.
+            raise Refusal(410, "unknown_cursor", str(error)) from None
+
+    @contextlib.contextmanager
+    def listen(
+        self, kind: str, room: str, user: User, cursor: str, version: str
+    ) -> Iterator[Listener]:
+        """Be in `room` while inside, and get its updates from the Listener."""
+        place = self.feed.room(room)
+        place.listeners += 1
+        self.meter.listening[kind] += 1
+        self.presence.join(place, user.id, user.name)
+        try:
+            yield Listener(self.feed, place, cursor, version)
+        finally:
+            place.listeners -= 1
+            self.meter.listening[kind] -= 1
+            self.presence.leave(place, user.id)
+            self.feed.release(place)
+
+    def _on_message(self, message: Any) -> None:
+        self.presence.on_message(message)
+
+
+def check_characters(text: str, code: str) -> str:
+    # JSON can carry half a surrogate pair, which UTF-8 and SQLite cannot; other
+    # control characters would reach terminals through the exported files.
+    if any(
+        (c < " " and c not in "\n\r\t") or "\ud800" <= c <= "\udfff" or c == "\x7f" for c in text
+    ):
+        raise Refusal(400, code, "control characters are not allowed")
+    return text

@@ -1,0 +1,60 @@
+"""What one worker measures of itself: listeners, messages per second, loop delay.
+
+Counts and clocks only; the numbers leave through the worker's report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from demo_app.store import WorkerReport
+
+__all__ = ["KINDS", "Meter"]
+
+KINDS = ("poll", "sse", "websocket")
+TICK_S = 0.1
+WINDOW_S = 5.0
+
+
+class Meter:
+    """Counters, and a task that measures how late the loop wakes it up."""
+
+    def __init__(self) -> None:
+        self.listening = dict.fromkeys(KINDS, 0)
+        self.posted = 0
+        self.delivered = 0
+        # (when, posted, delivered, delay of the tick)
+        self._ticks: deque[tuple[float, int, int, float]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            due = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            self._ticks.append((now, self.posted, self.delivered, max(0.0, now - due)))
+            while now - self._ticks[0][0] > WINDOW_S:
+                self._ticks.popleft()
+
+    def fill(self, report: WorkerReport) -> None:
+        """Write the numbers of the last WINDOW_S seconds into `report`."""
+        report.listening = dict(self.listening)
+        if len(self._ticks) < 2:
+            return
+        first, last = self._ticks[0], self._ticks[-1]
+        elapsed = last[0] - first[0]
+        delays = [delay for *_, delay in self._ticks]
+        report.posted_per_s = round((last[1] - first[1]) / elapsed, 2)
+        report.delivered_per_s = round((last[2] - first[2]) / elapsed, 2)
+        report.loop_delay_ms = round(1000 * sum(delays) / len(delays), 2)
+        report.loop_delay_max_ms = round(1000 * max(delays), 2)

@@ -1,0 +1,268 @@
+// Listen to one room by WebSocket, server-sent events or long polling.
+//
+// Whatever the way, the server sends updates that each continue the cursor of
+// the one before; an update that does not continue ours is never shown. So
+// nothing can be lost, repeated or reordered here, however often we reconnect.
+
+export const WAYS = ["websocket", "sse", "poll"];
+
+const FIRST_SIGN_MS = 5000; // a way that says nothing for so long does not work here
+const SILENCE_MS = 45000; // the server gives a sign of life every 15 s
+const TRY_BETTER_MS = 5 * 60 * 1000;
+const MAX_DELAY_MS = 8000;
+
+class Failed extends Error {
+  constructor(message, delayMs = 0) {
+    super(message);
+    this.delayMs = delayMs;
+  }
+}
+
+class Reset extends Error {}
+
+// Events: "update" (detail: the update), "state" (detail: {state, way, pid}),
+// "reset" (our cursor means nothing to the server: start from the history).
+export class Listener extends EventTarget {
+  constructor(room, cursor, choice) {
+    super();
+    this.room = room;
+    this.cursor = cursor;
+    this.version = "";
+    this.pid = null;
+    this.setChoice(choice);
+  }
+
+  start() {
+    this.stopped = new AbortController();
+    this.run().catch((error) => {
+      if (!this.stopped.signal.aborted) throw error;
+    });
+    return this;
+  }
+
+  stop() {
+    this.stopped.abort();
+    this.interrupt();
+  }
+
+  // "auto", or the one way to use.
+  setChoice(choice) {
+    this.choice = choice;
+    this.way = choice === "auto" ? WAYS[0] : choice;
+    this.interrupt();
+  }
+
+  // Connect anew, at once: the network or the choice has changed.
+  interrupt() {
+    this.current?.abort();
+  }
+
+  // When did we hear of the server last?
+  get silentMs() {
+    return performance.now() - this.heardAt;
+  }
+
+  async run() {
+    let failures = 0;
+    while (!this.stopped.signal.aborted) {
+      if (this.choice === "auto" && performance.now() - this.steppedDownAt > TRY_BETTER_MS) {
+        this.way = WAYS[0];
+        this.steppedDownAt = undefined;
+      }
+      this.current = new AbortController();
+      this.live = false;
+      let delay = 0;
+      try {
+        await this[this.way](this.current.signal);
+      } catch (error) {
+        if (error instanceof Reset) {
+          this.dispatchEvent(new CustomEvent("reset"));
+          return;
+        }
+        if (!(error instanceof Failed)) throw error;
+        delay = error.delayMs;
+      }
+      if (this.stopped.signal.aborted) return;
+      if (this.current.signal.aborted) continue;
+
+      if (this.live) {
+        // It worked and ended: a restart, most likely. All clients come back
+        // at this moment, so do not come at exactly the same time.
+        failures = 0;
+        this.tell("reconnecting");
+        await this.pause(delay || Math.random() * 150);
+        continue;
+      }
+      failures += 1;
+      this.tell("reconnecting");
+      if (failures >= 2 && (await this.stepDown())) {
+        failures = 0;
+        continue;
+      }
+      const backoff = Math.min(250 * 2 ** failures, MAX_DELAY_MS);
+      await this.pause(delay || backoff * (0.5 + Math.random() / 2));
+    }
+  }
+
+  // Take the next way, if it is the way that fails and not the server.
+  async stepDown() {
+    const next = WAYS[WAYS.indexOf(this.way) + 1];
+    if (this.choice !== "auto" || !next) return false;
+    try {
+      await this.pollOnce(0, this.current.signal);
+    } catch (error) {
+      if (error instanceof Failed) return false;
+      if (error instanceof Reset) return true; // the next way will meet it again
+      throw error;
+    }
+    this.way = next;
+    this.steppedDownAt = performance.now();
+    return true;
+  }
+
+  address(name, extra = {}) {
+    const query = new URLSearchParams({ after: this.cursor, version: this.version, ...extra });
+    return `/api/rooms/${encodeURIComponent(this.room)}/${name}?${query}`;
+  }
+
+  tell(state) {
+    this.dispatchEvent(new CustomEvent("state", { detail: { state, way: this.way, pid: this.pid } }));
+  }
+
+  // Any sign of life: from now on this way counts as working.
+  heard(pid) {
+    this.heardAt = performance.now();
+    const changed = !this.live || (pid && pid !== this.pid);
+    this.live = true;
+    if (pid) this.pid = pid;
+    if (changed) this.tell("live");
+  }
+
+  accept(update) {
+    if (update.after !== this.cursor) {
+      throw new Failed(`expected an update after ${this.cursor}; got one after ${update.after}`);
+    }
+    this.cursor = update.cursor;
+    if (update.version !== undefined) this.version = update.version;
+    this.dispatchEvent(new CustomEvent("update", { detail: update }));
+  }
+
+  // Resolves after `ms`, or earlier when interrupted.
+  pause(ms) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      const done = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      this.current.signal.addEventListener("abort", done, { once: true });
+      this.stopped.signal.addEventListener("abort", done, { once: true });
+    });
+  }
+
+  // Each way returns (or throws Failed) when its connection has ended.
+
+  async poll(signal) {
+    // Knowing nothing of the room's state we are answered at once, and see
+    // that this way works.
+    this.version = "";
+    while (!signal.aborted) await this.pollOnce(25, signal);
+  }
+
+  async pollOnce(waitS, signal) {
+    let response, body;
+    // Longer than the server holds a poll: only a dead connection comes to this.
+    const limit = AbortSignal.any([signal, AbortSignal.timeout(waitS * 1000 + 15000)]);
+    try {
+      if (waitS && this.heardAt === undefined) this.tell("connecting");
+      response = await fetch(this.address("poll", { wait: waitS }), { signal: limit, cache: "no-store" });
+      body = await response.json();
+    } catch (error) {
+      throw new Failed(String(error));
+    }
+    if (response.status === 410) throw new Reset();
+    if (!response.ok) throw new Failed(body.error?.message, 1000 * (response.headers.get("Retry-After") ?? 0));
+    if (signal.aborted) return;
+    this.accept(body);
+    // The next poll goes to another worker: greet that one, too.
+    if (body.stopping) this.version = "";
+    if (waitS) this.heard(Number(response.headers.get("X-Worker")));
+  }
+
+  sse(signal) {
+    return this.stream(signal, (on) => {
+      const source = new EventSource(this.address("events"));
+      source.addEventListener("hello", (event) => on.sign(JSON.parse(event.data).pid));
+      source.onmessage = (event) => on.update(JSON.parse(event.data));
+      source.onerror = () => {
+        // The browser reconnects by itself and says what it saw last; it does
+        // not after an HTTP error, and then the loop in run() does.
+        if (source.readyState === EventSource.CLOSED) on.end();
+        else on.wait();
+      };
+      return () => source.close();
+    });
+  }
+
+  websocket(signal) {
+    return this.stream(signal, (on) => {
+      const url = new URL(this.address("socket"), location.href);
+      url.protocol = url.protocol.replace("http", "ws");
+      const socket = new WebSocket(url);
+      socket.onmessage = (event) => {
+        const data = JSON.parse(event.data);
+        if (data.after === undefined) on.sign(data.pid);
+        else on.update(data);
+      };
+      socket.onclose = () => on.end();
+      return () => {
+        socket.onmessage = socket.onclose = null;
+        socket.close();
+      };
+    });
+  }
+
+  // Run one connection that `open` makes; end it when it is silent for too long.
+  stream(signal, open) {
+    if (this.heardAt === undefined) this.tell("connecting");
+    return new Promise((resolve, reject) => {
+      let timer;
+      let close = () => {};
+      const end = (error) => {
+        clearTimeout(timer);
+        signal.removeEventListener("abort", onAbort);
+        close();
+        if (error) reject(error);
+        else resolve();
+      };
+      const onAbort = () => end();
+      const within = (ms) => {
+        clearTimeout(timer);
+        timer = setTimeout(() => end(new Failed("no sign of life")), ms);
+      };
+      signal.addEventListener("abort", onAbort);
+      within(FIRST_SIGN_MS);
+      close = open({
+        sign: (pid) => {
+          within(SILENCE_MS);
+          this.heard(pid);
+        },
+        update: (update) => {
+          within(SILENCE_MS);
+          try {
+            this.accept(update);
+            this.heard();
+          } catch (error) {
+            end(error);
+          }
+        },
+        wait: () => {
+          within(FIRST_SIGN_MS);
+          if (this.live) this.tell("reconnecting");
+          this.live = false;
+        },
+        end: () => end(),
+      });
+    });
+  }
+}

@@ -1,0 +1,44 @@
+// One JSON request with the XSRF header, and one shape for every outcome.
+
+function xsrfToken() {
+  return document.cookie.match(/(?:^|; )_xsrf=([^;]*)/)?.[1] ?? "";
+}
+
+// Returns {ok, body} or {ok: false, message, code, mayRetry, retryAfterMs}; never throws.
+// With `body` it is a POST.
+export async function request(address, { body, timeoutMs = 15000, signal, again = true } = {}) {
+  const signals = [AbortSignal.timeout(timeoutMs)];
+  if (signal) signals.push(signal);
+  const options = { signal: AbortSignal.any(signals), cache: "no-store" };
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers = { "Content-Type": "application/json", "X-Xsrftoken": xsrfToken() };
+    options.body = JSON.stringify(body);
+  }
+  let response;
+  let answer = null;
+  try {
+    response = await fetch(address, options);
+    if (response.status !== 204) answer = await response.json();
+  } catch {
+    // No answer, or one that is not ours: a proxy's page while the server restarts.
+    if (!response || response.ok || response.status >= 500) {
+      return { ok: false, message: "the server cannot be reached", mayRetry: true, retryAfterMs: 0 };
+    }
+  }
+  if (response.ok) return { ok: true, body: answer };
+
+  const { code = "", message = "the request failed" } = answer?.error ?? {};
+  if (code === "xsrf" && again) {
+    // Our cookies are gone or out of date: get new ones.
+    await request("/api/me");
+    return request(address, { body, timeoutMs, signal, again: false });
+  }
+  return {
+    ok: false,
+    code,
+    message,
+    mayRetry: response.status === 429 || response.status >= 500,
+    retryAfterMs: 1000 * Number(response.headers.get("Retry-After") ?? 0),
+  };
+}

@@ -1,0 +1,134 @@
+"""Run the chat, a browser, nginx and Redis for the tests of the demo.
+
+Each is started by hand, in a directory of the test's own, on a free port, and
+ended with the test. A program that is missing skips the test with a reason, or
+fails it where CI is set: there it must be present.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess, wait_until
+
+__all__ = [
+    "CHROMIUM_ARGUMENTS",
+    "free_port",
+    "need_module",
+    "need_program",
+    "run_redis",
+    "start_chat",
+]
+
+CONFIG = REPOSITORY / "demo_app" / "gunicorn.conf.py"
+
+CHROMIUM_ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def need_program(*names: str) -> str:
+    """Return the path of the first of these programs that is installed."""
+    for name in names:
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        if path is not None:
+            return path
+    miss(f"needs {' or '.join(names)}, which is not installed")
+
+
+def need_module(name: str) -> Any:
+    """Return an imported module."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        miss(f"needs the module {name}, which is not installed")
+
+
+def miss(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_chat(
+    gunicorn: Callable[..., GunicornProcess],
+    data: Path,
+    *,
+    workers: int = 2,
+    env: dict[str, str] | None = None,
+    **kwargs: Any,
+) -> GunicornProcess:
+    """Start the shipped configuration, as the README does, with its data in `data`."""
+    need_module("flask")
+    process = gunicorn(
+        app=None,
+        worker_class=os.environ.get("CHAT_TEST_WORKER"),
+        # The last -c counts; the control socket would be shared between tests.
+        args=["-c", str(CONFIG), "--no-control-socket"],
+        env={
+            "CHAT_DATA": str(data),
+            "WEB_CONCURRENCY": str(workers),
+            # The limits are tested where they are; here nobody should meet them.
+            "CHAT_POSTS_PER_S": "1000",
+            "CHAT_POSTS_AT_ONCE": "1000",
+            **(env or {}),
+        },
+        **kwargs,
+    )
+    process.wait_workers(workers)
+    # The first answer comes when a worker has opened the store.
+    assert process.request("/health").status == 200
+    return process
+
+
+@contextlib.contextmanager
+def run_redis(directory: Path) -> Iterator[str]:
+    """Run a Redis server with its files in `directory`; give its URL."""
+    program = need_program("redis-server")
+    need_module("redis")
+    port = free_port()
+    with open(directory / "redis.log", "wb") as log:
+        process = subprocess.Popen(
+            [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+            + ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                with socket.create_connection(("127.0.0.1", port), 1) as probe:
+                    probe.sendall(b"PING\r\n")
+                    return probe.recv(7) == b"+PONG\r\n"
+            return False
+
+        wait_until(answers, TIMEOUT_S, "Redis answering")
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT_S)
