@@ -70,6 +70,7 @@ class GunicornProcess:
     directory), `files` to the names given, `config` to `gunicorn.conf.py`; all
     are dedented. `worker_class=None` leaves the choice to the config file,
     `bind=None` does so for the address. `args` go on the command line last.
+    `script` is run instead of the `gunicorn` command, with `args` only.
 
     Useful once started: `url` ("http://127.0.0.1:port"), `port`, `addresses`
     (every listener as Gunicorn names it), `pid` (the master), `log` (all output
@@ -85,6 +86,7 @@ class GunicornProcess:
         config: str = "",
         args: Iterable[str] = (),
         files: Mapping[str, str] | None = None,
+        script: str | None = None,
         worker_class: str | None = "tornado_worker.TornadoWorker",
         bind: str | None = "127.0.0.1:0",
         env: Mapping[str, str] | None = None,
@@ -98,16 +100,18 @@ class GunicornProcess:
             self.write(name, text)
         self.write("gunicorn.conf.py", CONFIG_HEAD + textwrap.dedent(config))
 
-        script = Path(sysconfig.get_path("scripts")) / "gunicorn"
         # Never `python -m gunicorn`: it puts Gunicorn's own directory first on
         # sys.path, which breaks the re-exec at USR2.
-        self.command = [sys.executable, str(script), "-c", "gunicorn.conf.py"]
-        if worker_class is not None:
-            self.command += ["-k", worker_class]
-        if bind is not None:
-            self.command += ["-b", bind]
+        gunicorn_command = str(Path(sysconfig.get_path("scripts")) / "gunicorn")
+        self.command = [sys.executable, script or gunicorn_command]
+        if script is None:
+            self.command += ["-c", "gunicorn.conf.py"]
+            if worker_class is not None:
+                self.command += ["-k", worker_class]
+            if bind is not None:
+                self.command += ["-b", bind]
         self.command += args
-        if app is not None:
+        if script is None and app is not None:
             self.command.append(app)
 
         # Nothing of the caller's environment may change a setting.

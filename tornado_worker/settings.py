@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn import sock
+from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE
+
+from tornado_worker.policy import GunicornPolicy
 
 __all__ = ["check_server_options", "loop_factory", "server_arguments"]
 
@@ -74,12 +77,23 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     check_server_options(options)
     arguments: dict[str, Any] = {name: getattr(cfg, name) for name in _SAME_NAME}
+    arguments["max_header_size"] = _max_header_size(cfg)
+    arguments["policy"] = GunicornPolicy(cfg)
+    arguments["policy"] = GunicornPolicy(cfg)
     arguments["no_keep_alive"] = cfg.keepalive == 0
     if cfg.keepalive:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
     if cfg.is_ssl:
         arguments["ssl_options"] = _ssl_context(cfg)
     return {**arguments, **options}
+
+
+def _max_header_size(cfg: Any) -> int:
+    """Return what the limits allow a header section to be, computed as Gunicorn does (bytes)."""
+    line = cfg.limit_request_line or MAX_REQUEST_LINE
+    fields = cfg.limit_request_fields or MAX_HEADERS
+    field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
+    return int(line + fields * (field_size + 2) + 4)
 
 
 def _ssl_context(cfg: Any) -> ssl.SSLContext:

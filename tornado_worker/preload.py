@@ -1,0 +1,65 @@
+"""Find event loops that an application made while the arbiter preloaded it.
+
+A loop does not survive the fork: what was scheduled on it never runs, in no
+worker and without a word. Looks at objects in the arbiter's memory; changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+from typing import Any
+
+__all__ = ["check_preloaded"]
+
+_ADVICE = (
+    "With preload_app the application is loaded once, before the workers are forked, and an event"
+    " loop does not survive the fork. Create it and what belongs to it in a factory or an async"
+    " context manager (`module:make_app`, without parentheses), which every worker calls on its"
+    " own loop; or turn preload_app off"
+)
+
+
+def check_preloaded(log: Any) -> None:
+    """Raise RuntimeError if work waits on a loop made before the fork; warn of an idle one.
+
+    Call in the arbiter, when the application is loaded and no worker forked.
+    """
+    # Not isinstance(), which asks objects for their __class__: some proxies
+    # answer by raising.
+    loops = [obj for obj in gc.get_objects() if issubclass(type(obj), asyncio.AbstractEventLoop)]
+    # One that runs now belongs to a thread of the arbiter, not to the application.
+    loops = [loop for loop in loops if not loop.is_closed() and not loop.is_running()]
+    if waiting := [name for loop in loops for name in _waiting(loop)]:
+        raise RuntimeError(
+            "preload_app: the application scheduled work before the fork, which would never run:"
+            f" {', '.join(waiting)}. {_ADVICE}"
+        )
+    if loops:
+        log.warning(
+            "preload_app: the application created an event loop before the fork (IOLoop.current()"
+            " does): callbacks that it adds to that loop will never run. %s",
+            _ADVICE,
+        )
+
+
+def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Name the tasks and callbacks that wait on `loop`; of uvloop's loops, only the tasks."""
+    names = [f"task {_name(task.get_coro())}" for task in asyncio.all_tasks(loop)]
+    for attribute in ("_ready", "_scheduled"):
+        for handle in getattr(loop, attribute, ()):
+            callback = handle._callback
+            if not handle.cancelled() and not isinstance(
+                getattr(callback, "__self__", None), asyncio.Task
+            ):
+                names.append(f"callback {_name(callback)}")
+    return names
+
+
+def _name(obj: Any) -> str:
+    # Tornado wraps callbacks in partials whose last function is the user's.
+    while isinstance(obj, functools.partial):
+        functions = [arg for arg in obj.args if callable(arg)]
+        obj = functions[-1] if functions else obj.func
+    return str(getattr(obj, "__qualname__", repr(obj)))

@@ -1,0 +1,401 @@
+"""`TornadoWorker`, the Gunicorn worker: one process, one loop, one server.
+
+The seam between the arbiter and the rest: hooks, signals, heartbeat, and the order
+in which a process loads, serves, drains and leaves. Knows no byte of HTTP, and
+leaves to other modules what an application is and what a setting means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import FrameType
+from typing import Any, ClassVar
+
+from gunicorn import util
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+from tornado import httputil
+
+# `supported` first: the others import what an unsupported version may not have.
+from tornado_worker import supported, wsgi  # noqa: F401
+from tornado_worker.application import (
+    ApplicationError,
+    Lifespan,
+    RequestCallback,
+    install_loader,
+    name_of,
+    preimport,
+)
+from tornado_worker.drain import draining
+from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.preload import check_preloaded
+from tornado_worker.reload import explain_autoreload, replace_autoreload
+from tornado_worker.server import HTTPServer
+from tornado_worker.settings import check_server_options, loop_factory, server_arguments
+from tornado_worker.shutdown import end_with_main_thread, finish_loop, finish_threads
+
+__all__ = ["TornadoWorker"]
+
+# How long a worker may take to leave after QUIT, INT or a change of a file; the
+# arbiter gives it 2 s when it is itself told to hurry, and then kills.
+_QUICK_EXIT_S = 1.0
+# For the kernel to take the last answers, and a context manager its exit.
+_LAST_BYTES_S = 0.2
+_POLL_S = 0.02
+# The byte that Gunicorn's reloader writes; signals write their numbers.
+_RELOAD = b"1"
+
+
+class TornadoWorker(Worker):
+    """Serves Tornado and WSGI applications on one asyncio loop.
+
+    Subclass it in the configuration file to set `SERVER_OPTIONS`: arguments of
+    `HTTPServer` that Gunicorn has no setting for.
+    """
+
+    SERVER_OPTIONS: ClassVar[Mapping[str, Any]] = {}
+
+    server: HTTPServer
+    alive: bool
+
+    # -- in the arbiter ------------------------------------------------------------
+
+    @classmethod
+    def setup(cls) -> None:
+        """Prepare the arbiter for this class; Gunicorn calls it before it loads anything."""
+        check_server_options(cls.SERVER_OPTIONS)
+        install_loader(TornadoWorker)
+        replace_autoreload()
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Stop Gunicorn with a sentence, by RuntimeError, for what no worker could do."""
+        loop_factory(cfg.asgi_loop)
+        if cfg.preload_app:
+            check_preloaded(log)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Before the fork: no loop, no thread, no lock here.
+        super().__init__(*args, **kwargs)
+        self._loading: asyncio.Task[None] | None = None
+        self._serving = False
+        self._hurried = False
+        self._last_beat = 0.0
+
+    # -- loading -------------------------------------------------------------------
+
+    def init_process(self) -> None:
+        try:
+            self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
+        except RuntimeError as error:
+            # check_config has seen to it, unless a reload changed the setting.
+            self._refuse(error, Arbiter.WORKER_BOOT_ERROR)
+        self._loop = self._runner.get_loop()
+        asyncio.set_event_loop(self._loop)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Load the application and make the server, all of it on the loop that will serve.
+
+        What fails here stops Gunicorn: a worker that has not booted is not replaced.
+        """
+        self._loop.add_reader(self.PIPE[0], self._on_wakeup)
+        error_log = ErrorLogHandler(self.log.error_log)
+        error_log.attach()
+        wsgi.use_settings(self.cfg, self.log)
+        try:
+            self._load()
+        except ApplicationError as error:
+            self._refuse(error, Arbiter.APP_LOAD_ERROR)
+        except asyncio.CancelledError:
+            if self.alive:
+                raise RuntimeError("the application cancelled its own loading") from None
+            sys.exit(0)
+        except SystemExit as error:
+            if self.alive and error.code not in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
+                # With any other status the arbiter would start workers for ever.
+                raise RuntimeError(
+                    f"the application called sys.exit({error.code!r}) while it was loaded"
+                ) from error
+            raise
+        error_log.yield_to_user()
+        explain_autoreload(self.cfg, self.log)
+
+    def _load(self) -> None:
+        load: Callable[[], Any] = self.app.wsgi
+        try:
+            preimport(self.app)
+        except SyntaxError as error:
+            load = partial(self._failure_page, error)
+        # Code at module level that used asyncio.run() has left no current loop.
+        asyncio.set_event_loop(self._loop)
+        if not self.alive:
+            sys.exit(0)  # a TERM came meanwhile
+        try:
+            self._runner.run(self._start(load))
+        except SyntaxError as error:
+            self._runner.run(self._start(partial(self._failure_page, error)))
+
+    async def _start(self, load: Callable[[], Any]) -> None:
+        self._loading = asyncio.current_task()
+        self._lifespan = Lifespan(name_of(self.app), self._wrap_wsgi)
+        app = await self._lifespan.start(load, self._on_lifespan_failed)
+        self._loading = None
+        self.wsgi = app
+        self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
+        self.server.worker = self
+
+    def _wrap_wsgi(self, app: Any) -> RequestCallback:
+        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log)
+
+    def _failure_page(self, error: SyntaxError) -> Any:
+        """Return Gunicorn's page for a module that cannot be compiled; --reload only."""
+        if not self.cfg.reload:
+            raise error
+        self.log.exception(error, exc_info=error)
+        if self.reloader is not None and error.filename is not None:
+            self.reloader.add_extra_file(error.filename)
+        with io.StringIO() as text:
+            traceback.print_exception(error, file=text)
+            return util.make_fail_app(text.getvalue())
+
+    def _refuse(self, error: Exception, status: int) -> None:
+        self.log.error("%s", error)
+        sys.exit(status)
+
+    # -- serving -------------------------------------------------------------------
+
+    def run(self) -> None:
+        # Before this first one the arbiter takes no worker for stuck.
+        self.notify()
+        self._serving = True
+        try:
+            left = self._runner.run(self._serve())
+        except SystemExit as leaving:  # from handle_abort or _on_quit_overdue
+            end_with_main_thread(leaving.code if isinstance(leaving.code, int) else 1)
+            raise
+        if left:
+            self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
+            end_with_main_thread(0)
+        else:
+            self._runner.close()
+        if self._hurry.is_set():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    async def _serve(self) -> list[str]:
+        """Serve until something begins a drain, and through it; return what will not end."""
+        self._beat()
+        if self.alive:
+            self.server.add_sockets([listener.sock for listener in self.sockets])
+        else:
+            self._begin_drain()  # a TERM came after the application was loaded
+        await self._stop.wait()
+        await self._finish_connections()
+        await self._finish_views()
+        await self._leave_application()
+        left = await finish_loop(self._deadline)
+        left += [f"thread {name}" for name in await finish_threads(self._deadline)]
+        return left
+
+    def _beat(self) -> None:
+        """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
+        self._last_beat = self._loop.time()
+        self.notify()
+        if self.ppid != os.getppid() and self.alive:
+            self.log.info("Parent changed, shutting down: %s", self)
+            self._begin_drain()
+        # self.timeout is half of the setting; 0 means that nobody watches.
+        self._loop.call_later(min(1.0, self.timeout / 2 or 1.0), self._beat)
+
+    def on_request(self) -> None:
+        """Count a request; at `max_requests`, begin to drain. For the server."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            # Not in the middle of the request that reached the limit.
+            self._loop.call_soon(self._begin_drain)
+
+    def _on_lifespan_failed(self, error: BaseException) -> None:
+        # What it yielded may not work any more: leave, and let the arbiter
+        # start a worker in which it does.
+        self.log.error("the application's context manager ended by itself", exc_info=error)
+        self._begin_drain()
+
+    # -- stopping ------------------------------------------------------------------
+
+    def _begin_drain(self, timeout: float | None = None) -> None:
+        """Stop accepting, and leave once what is in flight is done: at once if nothing is.
+
+        `timeout` is for all of it, `graceful_timeout` unless given. Repeating is
+        safe, and changes nothing.
+        """
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self.alive = False
+        if timeout is None:
+            timeout = self.cfg.graceful_timeout
+        now = self._loop.time()
+        # Early: the arbiter counts the same seconds, and then kills.
+        self._connections_deadline = now + timeout - min(2.0, timeout / 10)
+        self._deadline = now + timeout - min(0.5, timeout / 20)
+        draining.set()
+        self.server.begin_drain()
+
+    def _end_quickly(self) -> None:
+        """Cut what is in flight and leave, also when a drain has begun."""
+        self._call_hook("worker_int")
+        self._begin_drain(0)
+        self._deadline = self._loop.time() + _QUICK_EXIT_S
+        self._hurry.set()
+
+    async def _finish_connections(self) -> None:
+        """Wait for what is in flight; at the deadline, or in a hurry, refuse and cut it."""
+        drained = asyncio.create_task(self.server.drained())
+        timeout = max(0.0, self._connections_deadline - self._loop.time())
+        if await self._unless_in_a_hurry(drained, timeout):
+            return
+        refused, aborted = self.server.abort_all()
+        if refused or aborted:
+            self.log.warning(
+                "%s: answered %d requests with 503, aborted %d connections",
+                "Quick shutdown" if self._hurry.is_set() else "graceful_timeout is over",
+                refused,
+                aborted,
+            )
+        # Until the last bytes are out.
+        await asyncio.wait((drained,), timeout=_LAST_BYTES_S)
+
+    async def _finish_views(self) -> None:
+        """Wait for WSGI code that runs although its client is gone; name what does not end."""
+        while wsgi.running() and not self._hurry.is_set():
+            if self._loop.time() >= self._connections_deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        for method, target, age in wsgi.running():
+            self.log.warning(
+                "Leaving although a view still runs: %s %s (%.1f s)", method, target, age
+            )
+
+    async def _leave_application(self) -> None:
+        """Leave the application's context managers; what fails there costs nothing else."""
+        leaving = asyncio.create_task(self._lifespan.stop())
+        timeout = max(_LAST_BYTES_S, self._deadline - self._loop.time())
+        await asyncio.wait((leaving,), timeout=timeout)
+        if not leaving.done():
+            self.log.error("the application's context manager did not exit in time")
+        elif (error := leaving.exception()) is not None:
+            self.log.error("the application's context manager failed on exit", exc_info=error)
+
+    async def _unless_in_a_hurry(self, task: asyncio.Task[Any], timeout: float) -> bool:
+        """Wait for `task`; tell whether it ended before `timeout` and before a quick end."""
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait((task, hurry), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        return task.done()
+
+    # -- signals -------------------------------------------------------------------
+
+    # Called by the interpreter between any two instructions of the main thread,
+    # so these only have the loop do things: except where the loop may be stuck.
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """TERM: leave when what is in flight is done."""
+        self.alive = False
+        self._call_soon(self._on_term)
+
+    def _on_term(self) -> None:
+        if self._serving:
+            self._begin_drain()
+        elif self._loading is not None:
+            self._loading.cancel()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """QUIT, INT: leave at once."""
+        self.alive = False
+        if not self._serving:
+            self._call_hook("worker_int")
+            sys.exit(0)
+        if not self._hurried:
+            self._hurried = True
+            self._call_soon(self._end_quickly)
+            signal.signal(signal.SIGALRM, self._on_quit_overdue)
+            signal.setitimer(signal.ITIMER_REAL, _QUICK_EXIT_S + 0.5)
+
+    def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
+        # Whatever catches the SystemExit must not catch this.
+        signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, _QUICK_EXIT_S)
+        if not self._hurry.is_set():
+            self._call_hook("worker_int")
+        self.log.warning("Leaving in the middle of:\n%s", _stack(frame))
+        sys.exit(0)
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
+        self.alive = False
+        self.log.error(
+            "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
+            self.pid,
+            self._loop.time() - self._last_beat,
+            _stack(frame),
+        )
+        self._call_hook("worker_abort")
+        sys.exit(1)
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """USR1: reopen the log files."""
+        self._call_soon(self.log.reopen_files)
+
+    def handle_winch(self, sig: int, frame: FrameType | None) -> None:
+        """WINCH: the terminal's business."""
+        self._call_soon(super().handle_winch, sig, frame)
+
+    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            pass  # the loop is closed: the process is at its end
+
+    def _on_wakeup(self) -> None:
+        # Signals write here too: that wakes a loop that was about to sleep.
+        if _RELOAD in os.read(self.PIPE[0], 4096) and self._serving:
+            # Who edits does not wait for a poll of some open page.
+            self._begin_drain(_QUICK_EXIT_S)
+
+    def _call_hook(self, name: str) -> None:
+        """Call a server hook of the user's; log what it raises."""
+        try:
+            getattr(self.cfg, name)(self)
+        except Exception:
+            self.log.exception("Exception in the hook %s", name)
+
+
+class _Server(HTTPServer):
+    """Tells the worker of every request."""
+
+    worker: TornadoWorker
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        self.worker.on_request()
+        return super().start_request(server_conn, request_conn)
+
+
+def _stack(frame: FrameType | None) -> str:
+    """Format the stack that ends in `frame`, without what is above the loop."""
+    stack = traceback.extract_stack(frame)
+    runner = asyncio.runners.__file__
+    start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1
+    return "".join(traceback.format_list(stack[start:])).rstrip()
