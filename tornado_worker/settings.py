@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn import sock
-from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE
+from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
 
 from tornado_worker.policy import GunicornPolicy
 
@@ -47,6 +47,9 @@ _SAME_NAME = (
     "permit_unconventional_http_method",
     "permit_unconventional_http_version",
 )
+
+# What Gunicorn's parsers take for a request line without a limit (bytes).
+_UNLIMITED_LINE = 1024 * 1024
 
 
 def check_server_options(options: Any) -> None:
@@ -90,7 +93,7 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _max_header_size(cfg: Any) -> int:
     """Return what the limits allow a header section to be, computed as Gunicorn does (bytes)."""
-    line = cfg.limit_request_line or MAX_REQUEST_LINE
+    line = cfg.limit_request_line or _UNLIMITED_LINE
     fields = cfg.limit_request_fields or MAX_HEADERS
     field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
     return int(line + fields * (field_size + 2) + 4)
