@@ -1,0 +1,186 @@
+"""The command: choose scenarios and workers, run them in turn, report.
+
+    python -m benchmarks --quick
+    python -m benchmarks --scenario browser --worker tornado --worker tornado_worker
+
+Round after round, each scenario goes to each worker in turn, so that a machine
+that gets slower or busier does so for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.environment import describe_environment
+from benchmarks.floor import measure_floor
+from benchmarks.loads import Plan, Sample, WrkLoad
+from benchmarks.measure import choose_cores, raise_open_file_limit
+from benchmarks.report import (
+    environment_lines,
+    headline_lines,
+    scenario_lines,
+    summarize,
+    target_lines,
+)
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.server_process import ServerProcess
+from benchmarks.targets import TARGETS
+from benchmarks.workers import FLOOR, WORKERS, Worker, missing_modules
+from benchmarks.wrk import wrk_version
+
+__all__ = ["main"]
+
+ROUNDS = 5
+SECONDS = 3.0
+QUICK_ROUNDS = 2
+QUICK_SECONDS = 1.0
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    if arguments.list:
+        _print_list()
+        return 0
+    if wrk_version() is None:
+        print("wrk is not installed; on Debian and Ubuntu: apt-get install wrk", file=sys.stderr)
+        return 1
+    # Ends servers and clients on the way out, as an interrupt from the keyboard does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    raise_open_file_limit()
+    server_cores, client_cores = ([], []) if arguments.no_pin else choose_cores()
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    plan = Plan(seconds, server_cores, client_cores)
+    usable = _usable_workers(arguments.worker or WORKERS)
+
+    began = time.monotonic()
+    environment = describe_environment(server_cores, client_cores)
+    print("# Benchmark\n", *environment_lines(environment), "", sep="\n", flush=True)
+    results: dict[str, dict[str, list[Sample]]] = {}
+    scenarios = _chosen_scenarios(arguments, usable)
+    for scenario, names in scenarios:
+        samples, abouts = _run_scenario(scenario, names, rounds, plan)
+        if samples:
+            results[scenario.name] = samples
+            print(*scenario_lines(scenario, samples, abouts), "", sep="\n", flush=True)
+        if arguments.json:
+            # Written after every scenario: an interrupted run keeps what it has.
+            summary = summarize(environment, results, SCENARIOS)
+            arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
+    print(*headline_lines((scenario for scenario, _ in scenarios), results), "", sep="\n")
+    print(*target_lines(target.judge(results) for target in TARGETS), sep="\n")
+    print(f"\n{time.monotonic() - began:.0f} s; {rounds} rounds of {seconds:g} s samples")
+    return 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer scenarios, workers and rounds: 2 minutes")
+    add("--scenario", action="append", choices=SCENARIOS, metavar="NAME", help="may be repeated")
+    add("--worker", action="append", choices=WORKERS, metavar="NAME", help="may be repeated")
+    add("--rounds", type=int, help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    add("--seconds", type=float, help=f"of a sample (default {SECONDS}, quick {QUICK_SECONDS})")
+    add("--json", type=Path, metavar="FILE", help="write every sample and verdict there")
+    add("--no-pin", action="store_true", help="let server and clients use any core")
+    add("--list", action="store_true", help="show scenarios and workers, and what is missing")
+    return parser.parse_args()
+
+
+def _print_list() -> None:
+    print("scenarios:")
+    for scenario in SCENARIOS.values():
+        print(f"  {scenario.name:<22} {scenario.title}; {', '.join(scenario.workers)}")
+    print("workers:")
+    for worker in WORKERS.values():
+        missing = missing_modules(worker)
+        state = f"not installed: {', '.join(missing)}" if missing else "installed"
+        print(f"  {worker.name:<22} {worker.note}; {state}")
+
+
+def _usable_workers(names: Iterable[str]) -> list[str]:
+    """Return those whose modules are installed; say which are left out."""
+    usable = []
+    for name in names:
+        missing = missing_modules(WORKERS[name])
+        if missing:
+            print(f"left out: {name} (not installed: {', '.join(missing)})", file=sys.stderr)
+        else:
+            usable.append(name)
+    return usable
+
+
+def _chosen_scenarios(
+    arguments: argparse.Namespace, usable: list[str]
+) -> list[tuple[Scenario, list[str]]]:
+    """Return what to run, each with its workers."""
+    chosen = []
+    for scenario in SCENARIOS.values():
+        if arguments.scenario and scenario.name not in arguments.scenario:
+            continue
+        # Naming a scenario or a worker overrules what --quick would leave out.
+        quick = arguments.quick and not arguments.scenario
+        offered = scenario.quick if quick and not arguments.worker else scenario.workers
+        if quick and not scenario.quick:
+            continue
+        names = [name for name in offered if name in usable]
+        if scenario.tls and shutil.which("openssl") is None:
+            print(f"left out: {scenario.name} (no openssl command)", file=sys.stderr)
+            continue
+        if names:
+            chosen.append((scenario, names))
+    return chosen
+
+
+def _run_scenario(
+    scenario: Scenario, names: list[str], rounds: int, plan: Plan
+) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """Run all rounds; a worker that fails once takes no further part."""
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    abouts: dict[str, str] = {}
+    for number in range(rounds):
+        for name in list(samples):
+            print(f"{scenario.name}: round {number + 1}/{rounds}: {name}", file=sys.stderr)
+            try:
+                sample, about = _take_sample(scenario, WORKERS[name], plan)
+            except Exception as error:  # whatever it is, the other workers go on
+                print(f"{scenario.name}: {name} FAILED: {error}", file=sys.stderr)
+                abouts[name] = f"FAILED ({str(error).splitlines()[0]})"
+                del samples[name]
+                continue
+            samples[name].append(sample)
+            abouts[name] = about
+    return samples, abouts
+
+
+def _take_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample, str]:
+    if worker.name == FLOOR:
+        assert isinstance(scenario.load, WrkLoad)
+        return measure_floor(scenario.load, plan), worker.note
+    settings: list[str] = []
+    if scenario.threads is not None and worker.has_threads:
+        settings += ["--threads", str(scenario.threads)]
+    server = ServerProcess(
+        worker,
+        worker.applications[scenario.kind],
+        settings=settings,
+        tls=scenario.tls,
+        cores=plan.server_cores,
+    )
+    with server:
+        sample = scenario.load.run(server, plan)
+        parsers = server.about["c_parsers_loaded"]
+        assert isinstance(parsers, list)
+        return sample, f"loop {server.about['loop']}, parser {'+'.join(parsers) or 'Python'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

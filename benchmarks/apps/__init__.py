@@ -1,0 +1,1 @@
+"""The applications that the benchmark serves, one module per kind of worker."""

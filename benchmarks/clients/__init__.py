@@ -1,0 +1,1 @@
+"""Load generators that run as processes of their own, beside wrk."""

@@ -1,0 +1,125 @@
+"""The scenarios: which load goes to which workers. Data only.
+
+To add one, add an entry here; a new kind of load is a class in loads.py. The
+order is the order of running and of the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.loads import (
+    Broadcast,
+    EchoLoad,
+    IdleMemory,
+    Load,
+    ManyPolls,
+    PollMemory,
+    StreamLoad,
+    WrkLoad,
+)
+from benchmarks.workers import BASELINE, FLOOR, OURS
+from benchmarks.wrk import BROWSER_HEADERS, WrkRequest
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One load, and the workers it compares.
+
+    `kind` chooses the application of each worker. `workers` are run in turn;
+    those in `quick` also with --quick, an empty `quick` leaves it out there.
+    """
+
+    name: str
+    title: str
+    load: Load
+    workers: tuple[str, ...]
+    quick: tuple[str, ...] = (BASELINE, OURS)
+    kind: str = "native"
+    threads: int | None = None
+    tls: bool = False
+
+
+PLAIN = f"{OURS}-plain"
+LOGGED = f"{OURS}-log"
+
+BOTH = (BASELINE, OURS, PLAIN)
+ALL_NATIVE = (*BOTH, "asgi", "uvicorn", "aiohttp")
+ALL_WSGI = (BASELINE, OURS, PLAIN, "sync", "gthread", "gevent")
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("small", "Tornado handler, small request", WrkLoad(), ALL_NATIVE),
+        Scenario(
+            "browser",
+            "Tornado handler, a browser's 16 header fields",
+            WrkLoad(WrkRequest(headers=BROWSER_HEADERS)),
+            (*ALL_NATIVE, FLOOR),
+            quick=(*BOTH, FLOOR),
+        ),
+        Scenario("json", "JSON of 10 KB", WrkLoad(WrkRequest(("/json",))), ALL_NATIVE),
+        Scenario(
+            "log",
+            "small request, with the access log on",
+            WrkLoad(),
+            (BASELINE, OURS, LOGGED),
+            quick=(OURS, LOGGED),
+        ),
+        Scenario(
+            "close",
+            "small request, one connection each",
+            WrkLoad(WrkRequest(headers={"Connection": "close"})),
+            ALL_NATIVE,
+        ),
+        Scenario(
+            "post",
+            "POST of 10 KB",
+            WrkLoad(WrkRequest(("/post",), method="POST", body_bytes=10_240)),
+            ALL_NATIVE,
+        ),
+        Scenario("upload", "upload of 100 MB, streamed", StreamLoad("upload"), BOTH),
+        Scenario("download", "download of 100 MB, streamed", StreamLoad("download"), BOTH),
+        Scenario(
+            "static",
+            "static file of 10 KB",
+            WrkLoad(WrkRequest(("/static/page.html",))),
+            BOTH,
+            quick=(),
+        ),
+        Scenario(
+            "wsgi-1",
+            "WSGI hello, 1 thread",
+            WrkLoad(),
+            ALL_WSGI,
+            quick=(),
+            kind="wsgi",
+            threads=1,
+        ),
+        Scenario(
+            "wsgi-4",
+            "WSGI hello, 4 threads",
+            WrkLoad(),
+            ALL_WSGI,
+            quick=(OURS, "sync", "gthread", "gevent"),
+            kind="wsgi",
+            threads=4,
+        ),
+        Scenario(
+            "mixed",
+            "Tornado handler and WSGI behind it, in turn",
+            WrkLoad(WrkRequest(("/", "/wsgi/"))),
+            BOTH,
+            quick=(),
+            kind="mixed",
+        ),
+        Scenario("tls", "small request over TLS", WrkLoad(), BOTH, quick=(), tls=True),
+        Scenario("websocket", "WebSocket echo, small messages", EchoLoad(), BOTH),
+        Scenario("idle", "5,000 idle connections", IdleMemory(), ALL_NATIVE),
+        Scenario("polls", "5,000 waiting long polls", PollMemory(), BOTH),
+        Scenario("broadcast", "one message to 5,000 waiting polls", Broadcast(), BOTH),
+        Scenario("polls-20k", "20,000 waiting polls", ManyPolls(), (BASELINE, OURS), quick=()),
+    )
+}

@@ -1,0 +1,96 @@
+"""What our worker promises, as figures to be met or missed in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.loads import Sample
+from benchmarks.workers import BASELINE, FLOOR, OURS
+
+__all__ = ["TARGETS", "Target", "Verdict"]
+
+# The samples of a run, by scenario and worker, in order of rounds.
+Results = Mapping[str, Mapping[str, list[Sample]]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target as it came out. `value` is None when the run did not measure it."""
+
+    target: Target
+    value: float | None
+
+    @property
+    def word(self) -> str:
+        if self.value is None:
+            return "not measured"
+        return "met" if self.value <= self.target.limit else "MISSED"
+
+
+@dataclass(frozen=True)
+class Target:
+    """`metric` of `worker` in `scenario` is at most `limit`.
+
+    With `against`, what is limited is the ratio to that worker, or with
+    `difference` the amount above it: round by round, and the median of those.
+    """
+
+    scenario: str
+    metric: str
+    limit: float
+    against: str | None = None
+    worker: str = OURS
+    difference: bool = False
+
+    @property
+    def text(self) -> str:
+        if self.against is None:
+            return f"{self.metric} <= {self.limit:g}"
+        if self.difference:
+            return f"{self.metric} - {self.against} <= {self.limit:g}"
+        return f"{self.metric} / {self.against} <= {self.limit:g}"
+
+    def judge(self, results: Results) -> Verdict:
+        found = results.get(self.scenario, {})
+        ours = found.get(self.worker, [])
+        if self.against is None:
+            values = [sample[self.metric] for sample in ours]
+        else:
+            combine = _subtract if self.difference else _divide
+            values = [
+                combine(a[self.metric], b[self.metric])
+                for a, b in zip(ours, found.get(self.against, []), strict=False)
+            ]
+        return Verdict(self, median(values) if values else None)
+
+
+def _divide(a: float, b: float) -> float:
+    return a / b
+
+
+def _subtract(a: float, b: float) -> float:
+    return a - b
+
+
+TARGETS = (
+    Target("small", "cpu_us", 0.40, BASELINE),
+    Target("browser", "cpu_us", 0.25, BASELINE),
+    Target("browser", "cpu_us", 1.5, FLOOR),
+    Target("browser", "cpu_us", 0.60, BASELINE, worker=f"{OURS}-plain"),
+    Target("log", "cpu_us", 15, OURS, worker=f"{OURS}-log", difference=True),
+    Target("close", "cpu_us", 0.60, BASELINE),
+    Target("post", "cpu_us", 0.40, BASELINE),
+    Target("json", "cpu_us", 0.40, BASELINE),
+    Target("upload", "cpu_ms_per_100_mb", 1.0, BASELINE),
+    Target("download", "cpu_ms_per_100_mb", 1.0, BASELINE),
+    Target("wsgi-4", "cpu_us", 0.25, "gthread"),
+    Target("wsgi-4", "cpu_us", 0.5, "sync"),
+    Target("wsgi-4", "cpu_us", 0.6, "gevent"),
+    Target("websocket", "cpu_us_per_message", 0.90, BASELINE),
+    Target("idle", "kb_per_connection", 3),
+    Target("polls", "kb_per_connection", 8),
+    Target("broadcast", "last_client_ms", 0.60, BASELINE),
+    Target("polls-20k", "heartbeat_late_s", 1),
+)
