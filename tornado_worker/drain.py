@@ -69,9 +69,7 @@ class Draining:
         task = asyncio.ensure_future(awaitable)
         drain = asyncio.ensure_future(self.wait())
         try:
-            await asyncio.wait(
-                (task, drain), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((task, drain), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             task.cancel()

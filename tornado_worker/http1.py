@@ -1,9 +1,8 @@
-"""HTTP/1 on an asyncio transport, behind Tornado's interfaces.
+"""HTTP/1 on an asyncio transport: `ServerConnection`, one TCP, TLS or Unix connection.
 
-`ServerConnection` is one TCP (or TLS, or Unix) connection; `RequestConnection`
-is one exchange on it, the `tornado.httputil.HTTPConnection` that applications
-write to. They may know the parser, asyncio and tornado.httputil, and never
-deal with signals, WSGI or listening sockets.
+It may know the parser, asyncio and tornado.httputil, and never deals with
+signals, WSGI or listening sockets. The response side of an exchange is
+`RequestConnection`, in exchange.py.
 
 Order of events for one message: `_feed` gives bytes to a parser; when its head
 is complete `_begin_exchange` tells the application; `_deliver` hands over body
@@ -24,22 +23,20 @@ from tornado.http1connection import _GzipMessageDelegate
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
-from tornado_worker.fields import format_head, request_headers
+from tornado_worker.exchange import RequestConnection
+from tornado_worker.fields import request_headers
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
-from tornado_worker.stream import ConnectionView, TransportStream, break_cycles
+from tornado_worker.stream import TransportStream, break_cycles
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
 
-__all__ = ["Phase", "PolicyError", "RequestConnection", "ServerConnection"]
+__all__ = ["Phase", "PolicyError", "ServerConnection"]
 
 # Bytes kept for later (a pipelined request, a body nobody takes yet) before
 # the socket is left alone. The read that crosses it is kept as well: at most
 # 256 KB more.
 _HELD_MAX = 64 * 1024
-# A chunk up to this size is joined to the head, so that they leave in one
-# packet; beyond, the copy costs more than the second write.
-_JOIN_MAX = 16 * 1024
 
 _ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
@@ -460,7 +457,7 @@ class ServerConnection(asyncio.Protocol):
             self.server.observer.exchange_failed(self, exchange, status)
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
-            self._abort()
+            self.abort()
         elif self.transport is not None and self.phase < Phase.LINGER:
             self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
             self._linger()
@@ -505,7 +502,7 @@ class ServerConnection(asyncio.Protocol):
         self.since = self.loop.time()
         self.transport.close()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         if self.transport is not None:
             self.phase = Phase.CLOSING
             self.transport.abort()
@@ -525,7 +522,7 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._closed_waiter is None:
             self._closed_waiter = self.loop.create_future()
-        self._abort()
+        self.abort()
         await self._closed_waiter
 
     # For HTTPServer
@@ -553,9 +550,9 @@ class ServerConnection(asyncio.Protocol):
             self._fail(408)
         elif phase == Phase.BODY:
             gen_log.info("Timeout reading body from %s", self.context)
-            self._abort()
+            self.abort()
         else:
-            self._abort()
+            self.abort()
 
     def cut(self) -> bool:
         """End now: 503 to a request without an answer (True), else abort (False)."""
@@ -563,10 +560,16 @@ class ServerConnection(asyncio.Protocol):
         if exchange is not None and exchange.status == 0:
             self._fail(503, b"Retry-After: 1\r\n")
             return True
-        self._abort()
+        self.abort()
         return False
 
     # For RequestConnection
+
+    def takes_response(self, exchange: RequestConnection) -> bool:
+        """Tell whether what `exchange` writes still has somebody to go to."""
+        return (
+            self.exchange is exchange and self.transport is not None and self.phase < Phase.LINGER
+        )
 
     def request_is_whole(self) -> bool:
         """Tell whether the current request has been read to its end."""
@@ -583,7 +586,20 @@ class ServerConnection(asyncio.Protocol):
         self._drain_waiters.append(future)
         return future
 
+    async def drain(self) -> None:
+        """Return when the kernel has everything that was written."""
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            if self._writing_paused:
+                await self.write(b"")
+        finally:
+            if self.transport is not None:
+                self.transport.set_write_buffer_limits()
+
     def detach(self) -> TransportStream:
+        """Hand the transport to a stream, with what was read ahead; HTTP ends here."""
+        if self.transport is None:
+            raise StreamClosedError()
         held = self._held or b""
         parser, self._parser = self._parser, None
         if parser is not None:
@@ -605,249 +621,3 @@ class ServerConnection(asyncio.Protocol):
         stream.adopt_waiters(waiters)
         self.server.on_detached(self, stream)
         return stream
-
-
-class RequestConnection(httputil.HTTPConnection):
-    """One exchange: what the application writes its response to.
-
-    Beside Tornado's interface it is the record of the exchange: `start_line`,
-    `headers`, `raw_target` (as received), `status` (0 until the response
-    starts), `response_headers`, `body_received`, `body_sent` (bytes, without
-    framing), `started` (loop time).
-    """
-
-    __slots__ = (
-        "_chunked",
-        "_close_callback",
-        "_conn",
-        "_left",
-        "body_received",
-        "body_sent",
-        "body_timeout",
-        "context",
-        "delegate",
-        "headers",
-        "keep_alive",
-        "max_body_size",
-        "raw_target",
-        "read_finished",
-        "response_headers",
-        "start_line",
-        "started",
-        "status",
-        "write_finished",
-    )
-
-    start_line: httputil.RequestStartLine
-    headers: httputil.HTTPHeaders
-    response_headers: httputil.HTTPHeaders | None
-
-    def __init__(self, conn: ServerConnection) -> None:
-        self._conn = conn
-        self.context = conn.context
-        self.started = conn.since
-        self.delegate: httputil.HTTPMessageDelegate | None = None
-        self.raw_target = ""
-        self.keep_alive = False
-        self.status = 0
-        self.response_headers = None
-        self.body_received = 0
-        self.body_sent = 0
-        self.read_finished = False
-        self.write_finished = False
-        self.max_body_size: int = conn.server.max_body_size
-        self.body_timeout: float | None = conn.server.conn_params.body_timeout
-        self._chunked = False
-        # Bytes of the response body still owed; None when not known ahead.
-        self._left: int | None = None
-        self._close_callback: Callable[[], None] | None = None
-
-    # What Tornado's HTTP1Connection offers beyond the interface
-
-    @property
-    def stream(self) -> ConnectionView:
-        return ConnectionView(self._conn)
-
-    @property
-    def no_keep_alive(self) -> bool:
-        return not self.keep_alive
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Call `callback` if the client goes away before the response is finished."""
-        self._close_callback = callback
-
-    def set_max_body_size(self, max_body_size: int) -> None:
-        """Set the limit of this request's body (bytes); call it before the body is read."""
-        self.max_body_size = max_body_size
-
-    def set_body_timeout(self, timeout: float) -> None:
-        """Set how long this request's body may take to arrive (seconds)."""
-        self.body_timeout = timeout
-
-    def close(self) -> None:
-        """Close the connection at once."""
-        self._conn._abort()
-
-    def detach(self) -> TransportStream:
-        """Take the connection over, with the bytes that were read ahead.
-
-        HTTP ends here: the stream is the caller's, to read, write and close.
-        """
-        if self._conn.phase in (Phase.CLOSED, Phase.DETACHED) or self._conn.transport is None:
-            raise StreamClosedError()
-        self._close_callback = None
-        self.delegate = None
-        return self._conn.detach()
-
-    # httputil.HTTPConnection
-
-    def write_headers(
-        self,
-        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-        headers: httputil.HTTPHeaders,
-        chunk: bytes | None = None,
-    ) -> asyncio.Future[None]:
-        """Write the head and a first chunk; see `tornado.httputil.HTTPConnection`.
-
-        A 1xx status other than 101 is an interim response: more may follow.
-        """
-        assert isinstance(start_line, httputil.ResponseStartLine)
-        code = start_line.code
-        conn = self._conn
-        if 100 <= code < 200 and code != 101:
-            return self._write_interim(start_line, headers)
-        # First of all: whatever fails from here on, the response has begun.
-        self.status = code
-        length = headers.get("Content-Length")
-        if code in (204, 304, 101) or self.start_line.method == "HEAD":
-            self._left = 0
-        elif length is not None:
-            self._left = _parse_length(length)
-        elif self.start_line.version == "HTTP/1.0":
-            self.keep_alive = False  # only closing can end this body
-        else:
-            self._chunked = True
-            headers["Transfer-Encoding"] = "chunked"
-        if self.keep_alive:
-            connection = headers.get("Connection")
-            if connection is not None and connection.lower() == "close":
-                self.keep_alive = False
-            elif self._left == len(chunk or b"") and not conn.request_is_whole():
-                # The response is complete before the request is: rather than
-                # read the rest for nothing, close, and say so.
-                self.keep_alive = False
-        if not self.keep_alive:
-            if code != 101 and self.start_line.version != "HTTP/1.0":
-                headers["Connection"] = "close"
-        elif self.start_line.version == "HTTP/1.0":
-            headers["Connection"] = "Keep-Alive"
-        data = format_head(code, start_line.reason, headers)
-        self.response_headers = headers
-        if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
-            return _closed_future(conn)
-        if not chunk:
-            return conn.write(data)
-        body = self._format_chunk(chunk)
-        if len(body) <= _JOIN_MAX:
-            return conn.write(data + body)
-        conn.transport.write(data)
-        return conn.write(body)
-
-    def _write_interim(
-        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders
-    ) -> asyncio.Future[None]:
-        conn = self._conn
-        if conn.exchange is not self or conn.transport is None:
-            return _closed_future(conn)
-        return conn.write(format_head(start_line.code, start_line.reason, headers))
-
-    def _format_chunk(self, chunk: bytes) -> bytes:
-        size = len(chunk)
-        self.body_sent += size
-        if self._left is not None:
-            self._left -= size
-            if self._left < 0:
-                # The client must not take the excess for the next response.
-                self._conn._abort()
-                raise httputil.HTTPOutputError("Tried to write more data than Content-Length")
-        if self._chunked and size:
-            return b"%x\r\n%b\r\n" % (size, chunk)
-        return chunk
-
-    def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Write body bytes; the future resolves when the transport wants more.
-
-        Without `write_headers` before it, which Tornado deprecated, the bytes
-        are head and body as the application made them, and the connection
-        closes after them: nobody has checked where they end.
-        """
-        conn = self._conn
-        if conn.exchange is not self or conn.transport is None or conn.phase >= Phase.LINGER:
-            return _closed_future(conn)
-        if self.status == 0:
-            match = re.match(rb"HTTP/1\.\d (\d{3})", chunk)
-            self.status = int(match[1]) if match else 200
-            self.keep_alive = False
-        data = self._format_chunk(chunk)
-        if not data:
-            return conn.server.done
-        return conn.write(data)
-
-    def finish(self) -> None:
-        """End the response; see `tornado.httputil.HTTPConnection`."""
-        conn = self._conn
-        if self.write_finished:
-            return
-        if conn.exchange is not self or conn.transport is None:
-            self.write_finished = True
-            return
-        if self._left:
-            conn._abort()
-            raise httputil.HTTPOutputError(
-                f"Tried to write {self._left} bytes less than Content-Length"
-            )
-        if self.status == 0:
-            conn._abort()
-            raise httputil.HTTPOutputError("response finished before its headers were written")
-        if self._chunked:
-            conn.transport.write(b"0\r\n\r\n")
-        self.write_finished = True
-        self._close_callback = None
-        if self.read_finished:
-            conn.end_exchange(self)
-        else:
-            # What is reading the request right now ends the exchange if the
-            # request proves whole; otherwise nobody needs the rest.
-            conn.loop.call_soon(conn.end_early, self)
-
-    # For ServerConnection
-
-    def abandon(self) -> None:
-        """Tell the application that nobody waits for this exchange any more.
-
-        As in Tornado, the delegate hears of it while the request is read and
-        the close callback afterwards, one of them, once.
-        """
-        delegate, self.delegate = self.delegate, None
-        callback, self._close_callback = self._close_callback, None
-        try:
-            if delegate is not None:
-                delegate.on_connection_close()
-            elif callback is not None:
-                callback()
-        except Exception:
-            # Whatever the application does there, the exchange is over.
-            app_log.error("Uncaught exception", exc_info=True)
-
-
-def _closed_future(conn: ServerConnection) -> asyncio.Future[None]:
-    future: asyncio.Future[None] = conn.loop.create_future()
-    future.set_exception(StreamClosedError())
-    future.exception()  # whoever does not look at it need not
-    return future
-
-
-def _parse_length(value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError(f"invalid Content-Length: expected digits; got {value!r}")
-    return int(value)

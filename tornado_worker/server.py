@@ -21,7 +21,8 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.fields import FieldNames
-from tornado_worker.http1 import Phase, RequestConnection, ServerConnection
+from tornado_worker.exchange import RequestConnection
+from tornado_worker.http1 import Phase, ServerConnection
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.stream import TransportStream
@@ -462,7 +463,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         refused = aborted = 0
         for conn in list(self._connections):
             if conn.exchange is None:
-                conn._abort()
+                conn.abort()
             elif conn.cut():
                 refused += 1
             else:

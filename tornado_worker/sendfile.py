@@ -1,0 +1,68 @@
+"""Send a file over a plain connection without copying it through Python.
+
+uvloop has no `loop.sendfile`, and both loops refuse to watch a descriptor that
+a transport owns; a duplicate of it serves on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from tornado.iostream import StreamClosedError
+
+if TYPE_CHECKING:
+    from tornado_worker.exchange import RequestConnection
+    from tornado_worker.http1 import ServerConnection
+
+__all__ = ["send_file"]
+
+# Bytes given to the kernel at once, before other connections get their turn.
+_BLOCK = 512 * 1024
+
+
+async def send_file(
+    conn: ServerConnection, exchange: RequestConnection, fd: int, offset: int, count: int
+) -> None:
+    """Send `count` bytes of the file `fd` from `offset`, after what is written already.
+
+    Raises OSError when the file is shorter or the connection breaks, and
+    StreamClosedError when it is closed; the connection is then aborted, for a
+    part of the body has left.
+    """
+    loop = conn.loop
+    try:
+        await conn.drain()
+        if not conn.takes_response(exchange):
+            raise StreamClosedError()
+        sock = os.dup(conn.transport.get_extra_info("socket").fileno())
+        try:
+            while count:
+                try:
+                    sent = os.sendfile(sock, fd, offset, min(count, _BLOCK))
+                except (BlockingIOError, InterruptedError):
+                    writable: asyncio.Future[None] = loop.create_future()
+                    loop.add_writer(sock, _wake, writable)
+                    try:
+                        await writable
+                    finally:
+                        loop.remove_writer(sock)
+                else:
+                    if sent == 0:
+                        raise OSError(f"file ended {count} bytes before its announced length")
+                    offset += sent
+                    count -= sent
+                    await asyncio.sleep(0)
+                if not conn.takes_response(exchange):
+                    raise StreamClosedError()
+        finally:
+            os.close(sock)
+    except BaseException:
+        conn.abort()
+        raise
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
