@@ -57,8 +57,8 @@ class Draining:
             self._waiters.discard(waiter)
 
     async def race(
-        self, awaitable: Awaitable[T], *, timeout: float | None = None, default: D = None
-    ) -> T | D:
+        self, awaitable: Awaitable[T], *, timeout: float | None = None, default: D | None = None
+    ) -> T | D | None:
         """Wait for `awaitable`, for `timeout` seconds, or until draining begins.
 
         Returns the awaitable's result (or raises its exception) when it ends

@@ -359,10 +359,11 @@ class ServerConnection(asyncio.Protocol):
                 return
             held, self._held = self._held, None
             proceed()
-            if held and self.exchange is exchange:
-                if self._held is None and self.phase <= Phase.BODY:
+            if held and self.phase < Phase.LINGER:
+                # The rest of this body, or requests behind it.
+                if self._held is None:
                     self._feed(held)
-                elif self._held is not None:
+                else:
                     self._held += held
             self._resume_reading()
 

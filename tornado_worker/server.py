@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import tornado.httpserver
 from tornado import httputil
@@ -20,8 +21,8 @@ from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
-from tornado_worker.fields import FieldNames
 from tornado_worker.exchange import RequestConnection
+from tornado_worker.fields import FieldNames
 from tornado_worker.http1 import Phase, ServerConnection
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
@@ -95,7 +96,7 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
     def __init__(
         self,
         address: Any,
-        family: int,
+        family: socket.AddressFamily,
         protocol: str,
         trusted_downstream: set[str],
         server_address: Any = None,
@@ -231,8 +232,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self.max_body_size = self.max_buffer_size if max_body_size is None else max_body_size
         #: Body bytes handed over at once; None: as many as one read brought.
         self.body_chunk_size = chunk_size
-        idle = self.conn_params.header_timeout
-        self.timeouts = {
+        idle = idle_connection_timeout or 3600.0  # Tornado's default
+        self.timeouts: dict[int, float] = {
             Phase.NEW: idle,
             Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
             Phase.HEAD: min(idle, header_timeout or idle),
@@ -248,7 +249,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             )
         self._protocol = protocol or ("https" if self._tls is not None else "http")
         self._trusted_downstream = set(trusted_downstream or ())
-        self._connections: set[ServerConnection] = set()
+        self._connections: set[ServerConnection] = set()  # type: ignore[assignment]
         self._streams: set[TransportStream] = set()
         self._accepting: set[asyncio.Task[None]] = set()
         self._drain_waiters: list[asyncio.Future[None]] = []
@@ -270,7 +271,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # Not loop.create_server: it calls listen() again, and so replaces
             # the backlog that whoever made the socket chose.
             loop.add_reader(sock, self._accept, loop, sock)
-            self._handlers[sock.fileno()] = lambda sock=sock: loop.remove_reader(sock)
+            self._handlers[sock.fileno()] = functools.partial(loop.remove_reader, sock)  # type: ignore[assignment]
 
     def _use_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -376,7 +377,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             self._schedule_sweep(conn.loop)
 
     def on_close(self, server_conn: object) -> None:
-        self._connections.discard(server_conn)  # type: ignore[arg-type]
+        self._connections.discard(cast(ServerConnection, server_conn))
         self._check_drained()
 
     def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:

@@ -200,9 +200,7 @@ class TransportStream(IOStream):
                 gen_log.error("Reached maximum read buffer size")
                 self.close(exc_info=error)
                 raise error
-        if self._reading_paused and self._read_buffer_size < _UNREAD_MAX:
-            self._resume_reading()
-        elif self._reading_paused and self._read_future is not None:
+        if self._read_buffer_size < _UNREAD_MAX or self._read_future is not None:
             self._resume_reading()
 
     def _fill_user_buffer(self, data: bytes) -> bytes:
