@@ -15,16 +15,18 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import tornado.web
-from tornado.routing import AnyMatches, Rule, RuleRouter
+from tornado.routing import AnyMatches, PathMatches, Rule, RuleRouter
 
+from demo_app.archive import make_archive
 from demo_app.chat import Chat, Limits
 from demo_app.handlers import AssetHandler, NotFoundHandler, routes
 from demo_app.store import Store
-from tornado_worker import draining
+from tornado_worker import WSGIContainer, draining
 
 __all__ = ["chat", "make_store"]
 
 HERE = Path(__file__).resolve().parent
+TEMPLATES = HERE / "templates"
 
 
 def make_store(environ: Mapping[str, str], limits: Limits) -> Store:
@@ -58,7 +60,7 @@ async def chat() -> AsyncIterator[RuleRouter]:
             cookie_secret=secret,
             xsrf_cookies=True,
             xsrf_cookie_kwargs={"samesite": "Strict"},
-            template_path=HERE / "templates",
+            template_path=TEMPLATES,
             static_path=HERE / "static",
             static_handler_class=AssetHandler,
             websocket_ping_interval=20,
@@ -68,7 +70,12 @@ async def chat() -> AsyncIterator[RuleRouter]:
         )
         stopping = asyncio.create_task(on_draining(room))
         try:
-            yield RuleRouter([Rule(AnyMatches(), pages)])
+            # Flask and Tornado side by side: each request goes to one of them as
+            # it arrives, and Flask's run on threads.
+            archive = WSGIContainer(make_archive(store.archive, str(TEMPLATES)), threads=4)
+            yield RuleRouter(
+                [Rule(PathMatches(r"/archive/.*"), archive), Rule(AnyMatches(), pages)]
+            )
         finally:
             stopping.cancel()
 

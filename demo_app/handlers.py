@@ -19,6 +19,7 @@ import tornado.websocket
 
 from demo_app.chat import Chat, Refusal, User
 from demo_app.feed import Update, dump
+from demo_app.safety import SAFE_HEADERS
 from demo_app.store import StoreUnavailable
 from tornado_worker import draining
 
@@ -31,17 +32,10 @@ USER_DAYS = 365
 HISTORY_LIMIT = 100
 MAX_BODY_BYTES = 64 * 1024
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-    " manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 
-
-def safe_headers(handler: tornado.web.RequestHandler) -> None:
-    handler.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-    handler.set_header("X-Content-Type-Options", "nosniff")
-    handler.set_header("Referrer-Policy", "same-origin")
-    handler.set_header("Cross-Origin-Opener-Policy", "same-origin")
+def set_safe_headers(handler: tornado.web.RequestHandler) -> None:
+    for name, value in SAFE_HEADERS.items():
+        handler.set_header(name, value)
 
 
 class BaseHandler(tornado.web.RequestHandler):
@@ -53,7 +47,7 @@ class BaseHandler(tornado.web.RequestHandler):
         self.chat = chat
 
     def set_default_headers(self) -> None:
-        safe_headers(self)
+        set_safe_headers(self)
         self.set_header("Cache-Control", "no-store")
 
     def get_current_user(self) -> User:
@@ -77,17 +71,6 @@ class BaseHandler(tornado.web.RequestHandler):
 
     def compute_etag(self) -> None:
         return None  # nothing here is fetched twice
-
-    def json_body(self) -> dict[str, Any]:
-        if len(self.request.body) > MAX_BODY_BYTES:
-            raise Refusal(413, "body_too_large", f"expected at most {MAX_BODY_BYTES} bytes")
-        try:
-            body = json.loads(self.request.body)
-        except (ValueError, RecursionError):
-            raise Refusal(400, "bad_json", "expected a JSON object") from None
-        if not isinstance(body, dict):
-            raise Refusal(400, "bad_json", "expected a JSON object")
-        return body
 
     def write_json(self, body: Any) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
@@ -124,6 +107,34 @@ class BaseHandler(tornado.web.RequestHandler):
         self.write_json({"error": {"code": code, "message": message}})
 
 
+@tornado.web.stream_request_body
+class JSONHandler(BaseHandler):
+    """Takes a small JSON object; a larger body is refused before it is read."""
+
+    def prepare(self) -> None:
+        declared = self.request.headers.get("Content-Length", "0")
+        if int(declared) > MAX_BODY_BYTES:
+            raise Refusal(
+                413, "body_too_large", f"expected at most {MAX_BODY_BYTES} bytes; got {declared}"
+            )
+        # One without a declared length the server cuts off when it has grown so far.
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BODY_BYTES)
+        self._pieces: list[bytes] = []
+
+    def data_received(self, chunk: bytes) -> None:
+        self._pieces.append(chunk)
+
+    def json_body(self) -> dict[str, Any]:
+        try:
+            body = json.loads(b"".join(self._pieces))
+        except (ValueError, RecursionError):
+            raise Refusal(400, "bad_json", "expected a JSON object") from None
+        if not isinstance(body, dict):
+            raise Refusal(400, "bad_json", "expected a JSON object")
+        return body
+
+
 class HomeHandler(BaseHandler):
     def get(self) -> None:
         self.redirect("/rooms/lobby")
@@ -137,7 +148,7 @@ class PageHandler(BaseHandler):
         self.render("chat.html", room=room, limits=self.chat.limits)
 
 
-class MeHandler(BaseHandler):
+class MeHandler(JSONHandler):
     """Who I am; a new name; and, for a page whose cookies are gone, new cookies."""
 
     def get(self) -> None:
@@ -174,7 +185,7 @@ class HistoryHandler(BaseHandler):
         )
 
 
-class MessagesHandler(BaseHandler):
+class MessagesHandler(JSONHandler):
     async def post(self, room: str) -> None:
         body = self.json_body()
         posted = await self.chat.post(
@@ -184,7 +195,7 @@ class MessagesHandler(BaseHandler):
         self.write_json(posted.message.public())
 
 
-class TypingHandler(BaseHandler):
+class TypingHandler(JSONHandler):
     def post(self, room: str) -> None:
         self.chat.type(room, self.current_user)
         self.set_status(204)
@@ -207,17 +218,20 @@ class ListenHandler(BaseHandler):
 
     async def wait_for(self, update: Any, timeout_s: float) -> Update | None:
         """Wait for an update, until the time is up, the worker drains, or the client goes."""
-        if self._gone:
+        if self.has_gone():
             return None
         self._waiting = asyncio.ensure_future(update)
         try:
             return await draining.race(self._waiting, timeout=timeout_s)
         except asyncio.CancelledError:
-            if not self._gone:
-                raise
-            return None
+            if self.has_gone():
+                return None
+            raise
         finally:
             self._waiting = None
+
+    def has_gone(self) -> bool:
+        return self._gone
 
     def leave(self) -> None:
         self._gone = True
@@ -274,7 +288,7 @@ class EventsHandler(ListenHandler):
         with self.chat.listen("sse", *place) as listener:
             try:
                 await self.flush()
-                while not (self._gone or draining.is_set()):
+                while not (self.has_gone() or draining.is_set()):
                     update = await self.wait_for(listener.next(), PING_S)
                     if update is None:
                         self.write(hello)
@@ -314,7 +328,7 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
         ):
             hello = dump({"pid": os.getpid()})
             await self.write_message(hello)
-            while not (self._gone or draining.is_set()):
+            while not (self.has_gone() or draining.is_set()):
                 update = await self.wait_for(listener.next(), PING_S)
                 if update is None:
                     await self.write_message(hello)  # browsers do not show pings to scripts
@@ -366,7 +380,7 @@ class HealthHandler(BaseHandler):
 
 class AssetHandler(tornado.web.StaticFileHandler):
     def set_extra_headers(self, path: str) -> None:
-        safe_headers(self)
+        set_safe_headers(self)
 
 
 class NotFoundHandler(BaseHandler):

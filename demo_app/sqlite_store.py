@@ -34,6 +34,7 @@ from demo_app.store import (
     Store,
     StoreUnavailable,
     TooManyRooms,
+    UnknownCursor,
     WorkerReport,
     position,
 )
@@ -108,10 +109,8 @@ def create(path: Path) -> None:
 
 def row_id(cursor: str) -> int:
     parts = position(cursor)
-    if len(parts) != 1 or not 0 <= parts[0] < 2**63:
-        # A cursor of another store: older than everything here, so that its
-        # owner is told to start again.
-        return -1
+    if len(parts) != 1 or parts[0] >= 2**63:
+        raise UnknownCursor("this cursor is of another store")
     return parts[0]
 
 

@@ -8,6 +8,7 @@ messages and imports neither implementation.
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ __all__ = [
 
 # A cursor is the id of the last message that a client has. Ids are digits
 # ("105") or pairs of them ("1700000000000-3"); clients must not look inside.
+ID = re.compile(r"[0-9]{1,20}(?:-[0-9]{1,20})?")
+
 Signal = dict[str, Any]
 
 
@@ -125,11 +128,10 @@ class WorkerReport:
 
 
 def position(cursor: str) -> tuple[int, ...]:
-    """Return what cursors are ordered by."""
-    try:
-        return tuple(int(part) for part in cursor.split("-"))
-    except ValueError:
-        raise UnknownCursor(f"invalid cursor: expected an id; got {cursor[:40]!r}") from None
+    """Return what cursors are ordered by; raise UnknownCursor for what is none."""
+    if not ID.fullmatch(cursor):
+        raise UnknownCursor(f"invalid cursor: expected an id; got {cursor[:40]!r}")
+    return tuple(map(int, cursor.split("-")))
 
 
 class Store(abc.ABC):

@@ -50,7 +50,7 @@ def need_program(*names: str) -> str:
         path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         if path is not None:
             return path
-    miss(f"needs {' or '.join(names)}, which is not installed")
+    return miss(f"needs {' or '.join(names)}, which is not installed")
 
 
 def need_module(name: str) -> Any:
@@ -58,7 +58,7 @@ def need_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        miss(f"needs the module {name}, which is not installed")
+        return miss(f"needs the module {name}, which is not installed")
 
 
 def miss(what: str) -> NoReturn:

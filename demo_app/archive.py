@@ -1,0 +1,138 @@
+"""The room archive, in Flask: search, and export of a whole room as a stream.
+
+Ordinary synchronous code on ordinary threads, in the same process as the long
+polls: a search may block its thread and an export may take minutes, and nobody
+who waits for a message notices. Reads through `Archive` only.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from demo_app.chat import DEFAULT_ROOMS, ROOM
+from demo_app.safety import SAFE_HEADERS
+from demo_app.store import Archive, Message, StoreUnavailable, UnknownCursor
+
+__all__ = ["make_archive"]
+
+PAGE = 50
+MAX_WORDS_CHARACTERS = 200
+FORMATS = {
+    "txt": "text/plain; charset=utf-8",
+    "jsonl": "application/x-ndjson",
+    "csv": "text/csv; charset=utf-8",
+}
+
+
+def when(message: Message) -> datetime:
+    return datetime.fromtimestamp(message.sent_at / 1000, UTC)
+
+
+def txt(messages: list[Message]) -> str:
+    return "".join(
+        f"[{when(message):%Y-%m-%d %H:%M:%S}] {message.name}: {message.text}\n"
+        for message in messages
+    )
+
+
+def jsonl(messages: list[Message]) -> str:
+    return "".join(json.dumps(message.public()) + "\n" for message in messages)
+
+
+def rows(messages: list[Message]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    for message in messages:
+        # A cell that begins like this is a formula to a spreadsheet.
+        name, text = (
+            "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+            for cell in (message.name, message.text)
+        )
+        writer.writerow([message.id, when(message).isoformat(), name, text])
+    return buffer.getvalue()
+
+
+WRITERS = {"txt": txt, "jsonl": jsonl, "csv": rows}
+
+
+def make_archive(archive: Archive, template_folder: str) -> flask.Flask:
+    app = flask.Flask(__name__, template_folder=template_folder, static_folder=None)
+    app.jinja_env.filters["when"] = when
+
+    @app.after_request
+    def add_headers(response: flask.Response) -> flask.Response:
+        response.headers.extend(SAFE_HEADERS)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @app.errorhandler(HTTPException)
+    def on_http_error(error: HTTPException) -> tuple[str, int]:
+        return show_error(error.code or 500, error.description or error.name)
+
+    @app.errorhandler(StoreUnavailable)
+    def on_unavailable(error: StoreUnavailable) -> tuple[str, int]:
+        return show_error(503, "the store does not answer")
+
+    @app.errorhandler(UnknownCursor)
+    def on_bad_cursor(error: UnknownCursor) -> tuple[str, int]:
+        return show_error(400, str(error))
+
+    def show_error(status: int, message: str) -> tuple[str, int]:
+        return flask.render_template("archive/error.html", status=status, message=message), status
+
+    def check_room(room: str) -> None:
+        if not ROOM.fullmatch(room):
+            flask.abort(404, "there is no such room")
+
+    @app.get("/archive/")
+    def index() -> str:
+        found = archive.rooms()
+        empty = [name for name in DEFAULT_ROOMS if name not in {room.name for room in found}]
+        return flask.render_template("archive/index.html", rooms=found, empty=empty)
+
+    @app.get("/archive/<room>")
+    def search(room: str) -> str:
+        check_room(room)
+        words = flask.request.args.get("q", "").strip()
+        if len(words) > MAX_WORDS_CHARACTERS:
+            flask.abort(400, f"expected at most {MAX_WORDS_CHARACTERS} characters to search for")
+        before = flask.request.args.get("before")
+        messages, more = archive.search(room, words, before, PAGE)
+        return flask.render_template(
+            "archive/room.html",
+            room=room,
+            words=words,
+            messages=messages,
+            before=before,
+            more=messages[-1].id if more else None,
+            formats=FORMATS,
+        )
+
+    @app.get("/archive/<room>/export.<format>")
+    def export(room: str, format: str) -> flask.Response:
+        check_room(room)
+        if format not in FORMATS:
+            flask.abort(404, f"expected one of {', '.join(FORMATS)}")
+        write: Any = WRITERS[format]
+
+        def body() -> Iterator[str]:
+            if format == "csv":
+                yield "id,sent_at,name,text\r\n"
+            for messages in archive.export(room):
+                yield write(messages)
+
+        response = flask.Response(body(), content_type=FORMATS[format])
+        response.headers["Content-Disposition"] = f'attachment; filename="{room}.{format}"'
+        # nginx would collect the whole room before it passed it on.
+        response.headers["X-Accel-Buffering"] = "no"
+        return response
+
+    return app
