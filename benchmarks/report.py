@@ -12,12 +12,10 @@ from statistics import median
 
 from benchmarks.loads import Sample
 from benchmarks.scenarios import Scenario
-from benchmarks.targets import TARGETS, Verdict
+from benchmarks.targets import Results, judge_all
 from benchmarks.workers import BASELINE, OURS
 
 __all__ = ["environment_lines", "headline_lines", "scenario_lines", "summarize", "target_lines"]
-
-Results = Mapping[str, Mapping[str, list[Sample]]]
 
 
 def environment_lines(environment: Mapping[str, object]) -> list[str]:
@@ -61,14 +59,18 @@ def scenario_lines(
     ]
 
 
-def target_lines(verdicts: Iterable[Verdict]) -> list[str]:
+def target_lines(results: Results) -> list[str]:
+    """Return the table of the targets that this run has measured."""
+    verdicts = [verdict for verdict in judge_all(results) if verdict.value is not None]
+    if not verdicts:
+        return []
     head = ["scenario", "worker", "target", "measured", ""]
     rows = [
         [
             verdict.target.scenario,
             verdict.target.worker,
             verdict.target.text,
-            "" if verdict.value is None else _number(verdict.value),
+            _number(verdict.value or 0),
             verdict.word,
         ]
         for verdict in verdicts
@@ -129,7 +131,7 @@ def summarize(
                 "value": verdict.value,
                 "verdict": verdict.word,
             }
-            for verdict in (target.judge(results) for target in TARGETS)
+            for verdict in judge_all(results)
         ],
     }
 

@@ -41,6 +41,15 @@ class Scenario:
     threads: int | None = None
     tls: bool = False
 
+    @property
+    def pins_server(self) -> bool:
+        """Whether the server is to keep to one core.
+
+        Not with threads: on one core they hand over the interpreter lock for
+        next to nothing, on several, as in life, it costs gthread twice the time.
+        """
+        return self.kind == "native"
+
 
 PLAIN = f"{OURS}-plain"
 LOGGED = f"{OURS}-log"

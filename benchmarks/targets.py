@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.loads import Sample
 from benchmarks.workers import BASELINE, FLOOR, OURS
 
-__all__ = ["TARGETS", "Target", "Verdict"]
+__all__ = ["TARGETS", "Results", "Target", "Verdict", "judge_all"]
 
 # The samples of a run, by scenario and worker, in order of rounds.
 Results = Mapping[str, Mapping[str, list[Sample]]]
@@ -94,3 +94,8 @@ TARGETS = (
     Target("broadcast", "last_client_ms", 0.60, BASELINE),
     Target("polls-20k", "heartbeat_late_s", 1),
 )
+
+
+def judge_all(results: Results) -> list[Verdict]:
+    """Return a verdict for each target, measured or not."""
+    return [target.judge(results) for target in TARGETS]

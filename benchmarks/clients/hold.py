@@ -25,7 +25,7 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 # One address has 28,000 ports, all of which may be in use or just left.
 CONNECTIONS_PER_ADDRESS = 4000
-OPENING_AT_ONCE = 100
+OPENING_AT_ONCE = 20
 
 
 class Connection(asyncio.Protocol):
@@ -80,8 +80,8 @@ class Holder:
         """Open `count` more connections and request `path` on each.
 
         With `wait`, each waits for its answer before the next one is opened in
-        its place, as connections come and go in life. Without, requests are
-        left unanswered: the caller asks the server when all have arrived.
+        its place. Without, requests are left unanswered: the caller asks the
+        server when all have arrived.
         """
         began = time.monotonic()
         self.answers.clear()
