@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tornado import httputil
 from tornado.iostream import StreamClosedError
@@ -48,9 +48,11 @@ class RequestConnection(httputil.HTTPConnection):
         "body_timeout",
         "context",
         "delegate",
+        "environ",
         "headers",
         "keep_alive",
         "max_body_size",
+        "observed",
         "raw_target",
         "read_finished",
         "response_headers",
@@ -63,6 +65,8 @@ class RequestConnection(httputil.HTTPConnection):
     start_line: httputil.RequestStartLine
     headers: httputil.HTTPHeaders
     response_headers: httputil.HTTPHeaders | None
+    #: The observer's own notes on the exchange; not there unless it makes some.
+    observed: Any
 
     def __init__(self, conn: ServerConnection) -> None:
         self._conn = conn
@@ -73,6 +77,8 @@ class RequestConnection(httputil.HTTPConnection):
         self.keep_alive = False
         self.status = 0
         self.response_headers = None
+        #: The WSGI environ, when a WSGI application got one.
+        self.environ: dict[str, Any] | None = None
         self.body_received = 0
         self.body_sent = 0
         self.read_finished = False
@@ -115,7 +121,7 @@ class RequestConnection(httputil.HTTPConnection):
 
         HTTP ends here: the stream is the caller's, to read, write and close.
         """
-        stream = self._conn.detach()
+        stream = self._conn.detach(self)
         self._close_callback = None
         self.delegate = None
         return stream

@@ -95,6 +95,8 @@ class ServerConnection(asyncio.Protocol):
         "_held",
         "_parser",
         "_reading_paused",
+        "_unsent",
+        "_unsent_since",
         "_writing_paused",
         "context",
         "draining",
@@ -122,6 +124,9 @@ class ServerConnection(asyncio.Protocol):
         self._held: bytes | None = None
         self._reading_paused = False
         self._writing_paused = False
+        # Bytes the peer had not taken when last looked at, and since when.
+        self._unsent = 0
+        self._unsent_since = 0.0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
 
@@ -150,6 +155,7 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._unsent = 0
 
     def resume_writing(self) -> None:
         self._writing_paused = False
@@ -198,9 +204,10 @@ class ServerConnection(asyncio.Protocol):
         try:
             parser.feed(data)
         except Exception as e:  # the C parser's errors share no base class
-            self._refuse(error_status(e, data), describe_error(e))
+            self._refuse(error_status(e, data), describe_error(e), data)
             return
         if self.exchange is not None:
+            self.since = self.loop.time()  # a body that arrives is not stalled
             self._deliver()
         elif parser.head_complete:
             self._begin_exchange(parser)
@@ -254,7 +261,7 @@ class ServerConnection(asyncio.Protocol):
             if target[:1] != "/":
                 target = "/" + target
         method = message.method.decode("ascii")
-        version = _VERSIONS.get(message.http_version) or "HTTP/%d.%d" % message.http_version
+        version = _VERSIONS.get(message.http_version) or "HTTP/{}.{}".format(*message.http_version)
         start_line = httputil.RequestStartLine(method, target, version)
         exchange.start_line = start_line
         exchange.headers = headers
@@ -268,6 +275,8 @@ class ServerConnection(asyncio.Protocol):
             self.phase = Phase.BODY
             self.since = exchange.started = self.loop.time()
         self.exchange = exchange
+        if server.observer is not None:
+            server.observer.exchange_started(exchange)
         try:
             delegate = server.start_request(self, exchange)
             if server.conn_params.decompress:
@@ -360,11 +369,7 @@ class ServerConnection(asyncio.Protocol):
             held, self._held = self._held, None
             proceed()
             if held and self.phase < Phase.LINGER:
-                # The rest of this body, or requests behind it.
-                if self._held is None:
-                    self._feed(held)
-                else:
-                    self._held += held
+                self.data_received(held)  # the rest of this body, or requests behind it
             self._resume_reading()
 
         if future.done():
@@ -433,10 +438,10 @@ class ServerConnection(asyncio.Protocol):
 
     # Errors and endings
 
-    def _refuse(self, status: int, reason: str) -> None:
-        """Answer a message that cannot be served, and close."""
+    def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
+        """Answer a message that cannot be served, and close; `data` was read of it last."""
         gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
-        self._fail(status)
+        self._fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException) -> None:
         if isinstance(error, httputil.HTTPInputError):
@@ -446,7 +451,7 @@ class ServerConnection(asyncio.Protocol):
             app_log.error("Uncaught exception", exc_info=error)
         self._fail(500)
 
-    def _fail(self, status: int, fields: bytes = b"") -> None:
+    def _fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
         """End the exchange with `status` or, when it has an answer, by cutting it short."""
         exchange, self.exchange = self.exchange, None
         answered = exchange is not None and exchange.status != 0
@@ -455,7 +460,11 @@ class ServerConnection(asyncio.Protocol):
             exchange.keep_alive = False
             exchange.abandon()
         if self.server.observer is not None:
-            self.server.observer.exchange_failed(self, exchange, status)
+            parser = self._parser
+            if exchange is None and parser is not None and parser.head_complete:
+                message = parser.protocol
+                data = b"%b %b HTTP/%d.%d" % (message.method, message.path, *message.http_version)
+            self.server.observer.exchange_failed(self, exchange, status, data)
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.abort()
@@ -541,6 +550,26 @@ class ServerConnection(asyncio.Protocol):
         elif self.exchange is not None:
             self.exchange.keep_alive = False
 
+    def body_overdue(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the request body takes too long, in all or since its last bytes."""
+        exchange = self.exchange
+        if exchange is None or self._held is not None:
+            return False  # the application holds it back: not the client's fault
+        total = exchange.body_timeout
+        return now - self.since > stall_timeout or (
+            total is not None and now - exchange.started > total
+        )
+
+    def stopped_reading(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the peer has taken nothing for `stall_timeout` seconds."""
+        if not self._writing_paused or self.transport is None:
+            return False
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self._unsent_since = now
+        return now - self._unsent_since > stall_timeout
+
     def on_timeout(self) -> None:
         """The phase has lasted longer than the server allows."""
         phase = self.phase
@@ -597,7 +626,7 @@ class ServerConnection(asyncio.Protocol):
             if self.transport is not None:
                 self.transport.set_write_buffer_limits()
 
-    def detach(self) -> TransportStream:
+    def detach(self, exchange: RequestConnection) -> TransportStream:
         """Hand the transport to a stream, with what was read ahead; HTTP ends here."""
         if self.transport is None:
             raise StreamClosedError()
@@ -611,7 +640,9 @@ class ServerConnection(asyncio.Protocol):
         self._held = b""
         transport, self.transport = self.transport, None
         waiters, self._drain_waiters = self._drain_waiters, None
-        stream = TransportStream(
+        observer = self.server.observer
+        stream_class = TransportStream if observer is None else observer.stream_class
+        stream = stream_class(
             transport,
             held,
             reading_paused=self._reading_paused,
@@ -620,5 +651,7 @@ class ServerConnection(asyncio.Protocol):
             on_closed=self.server.on_stream_closed,
         )
         stream.adopt_waiters(waiters)
+        if observer is not None:
+            observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
         return stream

@@ -8,10 +8,10 @@ knows nothing of Gunicorn's worker or of signals.
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -24,18 +24,13 @@ from tornado.netutil import ssl_options_to_context
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.fields import FieldNames
 from tornado_worker.http1 import Phase, ServerConnection
+from tornado_worker.listener import Acceptor
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.stream import TransportStream
 
 __all__ = ["ConnectionContext", "ExchangeObserver", "HTTPServer", "PeerPolicy"]
 
-# Connections taken per turn of the loop and listener: enough for a burst, few
-# enough that open connections and other workers get their turn.
-_ACCEPT_BATCH = 64
-# Out of file descriptors or memory: how long not to accept (seconds).
-_ACCEPT_PAUSE_S = 1.0
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A client gets this long to close after a response that ended its connection,
 # and this long to take the last bytes (seconds). nginx: 5 and 60.
 _LINGER_TIMEOUT_S = 5.0
@@ -46,15 +41,36 @@ _DRAIN_GRACE_S = 1.0
 
 
 class ExchangeObserver(Protocol):
-    """Hears of the end of every exchange: for access logs and metrics."""
+    """Hears of the beginning and end of every exchange: for access logs, metrics, hooks.
+
+    Nothing that it does may raise.
+    """
+
+    #: What is made of connections that are detached.
+    stream_class: type[TransportStream]
+
+    def exchange_started(self, exchange: RequestConnection) -> None:
+        """A header section has arrived; the application has not heard of it."""
 
     def exchange_finished(self, exchange: RequestConnection) -> None:
         """An exchange ended: answered, or its client gone (`status` 0: without an answer)."""
 
     def exchange_failed(
-        self, conn: ServerConnection, exchange: RequestConnection | None, status: int
+        self, conn: ServerConnection, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
-        """The server itself answered `status`; `exchange` is None when no head was parsed."""
+        """The server itself answered `status`.
+
+        `exchange` is None for a message that was refused before the application
+        heard of it; `data` then begins with its request line, if that is known.
+        """
+
+    def exchange_detached(
+        self, exchange: RequestConnection, stream: TransportStream, data: bytes
+    ) -> None:
+        """The application took the connection, on which `data` was read already."""
+
+    def stream_closed(self, stream: TransportStream) -> None:
+        """The connection of a detached exchange is gone."""
 
 
 class PeerPolicy(Protocol):
@@ -160,6 +176,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     - `header_timeout`: seconds a client may take to send one header section;
     - `keepalive_timeout`: seconds a connection may wait for another request;
       `idle_connection_timeout` (Tornado's) unless given;
+    - `stall_timeout`: seconds without a byte of progress after which a client
+      that stalls in a body, or does not read its response, is cut off;
+    - `max_connections`: connections (detached ones too) at which accepting
+      pauses until one of them closes; None: no limit;
     - `policy`: what peers may say about themselves; without one, what Tornado
       lets them say.
     """
@@ -190,6 +210,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         permit_unconventional_http_version: bool = False,
         header_timeout: float | None = 60.0,
         keepalive_timeout: float | None = None,
+        stall_timeout: float = 60.0,
+        max_connections: int | None = None,
         policy: PeerPolicy | None = None,
     ) -> None:
         super().initialize(
@@ -252,12 +274,14 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._connections: set[ServerConnection] = set()  # type: ignore[assignment]
         self._streams: set[TransportStream] = set()
         self._accepting: set[asyncio.Task[None]] = set()
+        self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._accept_paused = False
-        self._server_addresses: dict[int, Any] = {}
+        self.stall_timeout = stall_timeout
+        self.max_connections = max_connections or sys.maxsize
+        self._acceptor = Acceptor(self._on_accepted, self._has_room)
 
     # Listening
 
@@ -265,13 +289,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         """Accept connections on `sockets`, which must listen already, on the current loop."""
         loop = self._use_loop()
         for sock in sockets:
-            sock.setblocking(False)
+            self._acceptor.add(loop, sock)
+            # For Tornado's stop().
             self._sockets[sock.fileno()] = sock
-            self._server_addresses[sock.fileno()] = sock.getsockname()
-            # Not loop.create_server: it calls listen() again, and so replaces
-            # the backlog that whoever made the socket chose.
-            loop.add_reader(sock, self._accept, loop, sock)
-            self._handlers[sock.fileno()] = functools.partial(loop.remove_reader, sock)  # type: ignore[assignment]
+            self._handlers[sock.fileno()] = functools.partial(self._acceptor.remove, sock)
 
     def _use_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -282,42 +303,19 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             self.done.set_result(None)
         return self._loop
 
-    def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        for _ in range(_ACCEPT_BATCH):
-            if self._stopped:
-                return
-            try:
-                conn, address = sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionAbortedError:
-                continue  # that client gave up in the queue
-            except OSError as e:
-                if e.errno not in _OUT_OF_RESOURCES:
-                    raise
-                self._pause_accepting(loop, e)
-                return
-            conn.setblocking(False)
-            addresses = (address, self._server_addresses[sock.fileno()])
-            task = loop.create_task(self._establish(loop, conn, addresses))
-            self._accepting.add(task)
-            task.add_done_callback(self._on_established)
+    def connection_count(self) -> int:
+        """Return how many connections are open: in a handshake, HTTP, and detached."""
+        return self._half_open + len(self._connections) + len(self._streams)
 
-    def _pause_accepting(self, loop: asyncio.AbstractEventLoop, error: OSError) -> None:
-        # The listener stays readable: without a pause the loop would spin.
-        if not self._accept_paused:
-            self._accept_paused = True
-            gen_log.error("not accepting connections for now: %s", error)
-        sockets = list(self._sockets.values())
-        for sock in sockets:
-            loop.remove_reader(sock)
+    def _has_room(self) -> bool:
+        return self.connection_count() < self.max_connections
 
-        def resume() -> None:
-            if not self._stopped:
-                for sock in sockets:
-                    loop.add_reader(sock, self._accept, loop, sock)
-
-        loop.call_later(_ACCEPT_PAUSE_S, resume)
+    def _on_accepted(self, sock: socket.socket, address: Any, server_address: Any) -> None:
+        assert self._loop is not None
+        self._half_open += 1
+        task = self._loop.create_task(self._establish(self._loop, sock, (address, server_address)))
+        self._accepting.add(task)
+        task.add_done_callback(self._on_established)
 
     async def _establish(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, addresses: tuple[Any, Any]
@@ -326,29 +324,29 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
         `addresses` are the peer's and the listener's.
         """
-        address = addresses[0]
+        conn = self._connection_class(self, loop, addresses)
         try:
             if self._tls is None:
-                await loop.connect_accepted_socket(
-                    lambda: self._connection_class(self, loop, addresses), sock
-                )
+                await loop.connect_accepted_socket(lambda: conn, sock)
             else:
                 await loop.connect_accepted_socket(
-                    lambda: self._connection_class(self, loop, addresses),
+                    lambda: conn,
                     sock,
                     ssl=self._tls,
                     ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
                 )
-        except asyncio.CancelledError:
-            sock.close()
-            raise
-        except ssl.SSLError as e:
-            gen_log.warning("SSL Error on %s %s: %s", sock.fileno(), address, e)
-            sock.close()
-        except OSError as e:
-            # Gone before the connection stood, or a handshake that timed out.
-            gen_log.info("connection from %s failed: %s", address, e)
-            sock.close()
+        except BaseException as e:
+            # Broad: whatever it is, the place must be free again.
+            if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
+                if isinstance(e, ssl.SSLError):
+                    gen_log.warning("SSL Error on %s %s: %s", sock.fileno(), addresses[0], e)
+                elif isinstance(e, OSError):
+                    gen_log.info("connection from %s failed: %s", addresses[0], e)
+                sock.close()
+                self._half_open -= 1
+                self._acceptor.room_made()
+            if not isinstance(e, OSError):
+                raise
 
     def _on_established(self, task: asyncio.Task[None]) -> None:
         self._accepting.discard(task)
@@ -370,6 +368,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         )
 
     def on_connection_made(self, conn: ServerConnection) -> None:
+        self._half_open -= 1
         self._connections.add(conn)
         if self._draining:
             conn.begin_drain(conn.since, _DRAIN_GRACE_S)
@@ -378,6 +377,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def on_close(self, server_conn: object) -> None:
         self._connections.discard(cast(ServerConnection, server_conn))
+        self._acceptor.room_made()
         self._check_drained()
 
     def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
@@ -386,10 +386,13 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def on_stream_closed(self, stream: TransportStream) -> None:
         self._streams.discard(stream)
+        if self.observer is not None:
+            self.observer.stream_closed(stream)
+        self._acceptor.room_made()
         self._check_drained()
 
     def _schedule_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        shortest = min(self.timeouts.values())
+        shortest = min(self.stall_timeout, *self.timeouts.values())
         interval = min(1.0, max(0.01, shortest / 4))
         self._sweep_timer = loop.call_later(interval, self._sweep, loop)
 
@@ -399,19 +402,25 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         now = loop.time()
         timeouts = self.timeouts
         overdue = []
+        stalled = []
         for conn in self._connections:
             phase = conn.phase
             if phase == Phase.BODY:
-                exchange = conn.exchange
-                limit = exchange.body_timeout if exchange is not None else None
+                if conn.body_overdue(now, self.stall_timeout):
+                    overdue.append(conn)
             else:
                 limit = timeouts.get(phase)
                 if conn.draining and phase <= Phase.IDLE:
                     limit = _DRAIN_GRACE_S
-            if limit is not None and now - conn.since > limit:
-                overdue.append(conn)
+                if limit is not None and now - conn.since > limit:
+                    overdue.append(conn)
+            if conn.stopped_reading(now, self.stall_timeout):
+                stalled.append(conn)
         for conn in overdue:
             conn.on_timeout()
+        for conn in stalled:
+            gen_log.info("Timeout writing to %s", conn.context)
+            conn.abort()
         if self._connections:
             self._schedule_sweep(loop)
 
