@@ -91,20 +91,38 @@ def _run_py_spy(scenario: Scenario, worker: Worker, plan: Plan) -> None:
         if done.returncode != 0:
             raise RuntimeError(f"py-spy failed\n{done.stderr}")
         stacks = output.read_text()
-    own: Counter[str] = Counter()
+    print(f"{scenario.title}: {scenario.load.metric} {whole:.1f} for {worker.name}")
+    _print_shares(stacks, whole)
+
+
+def _print_shares(stacks: str, whole: float) -> None:
+    """Print where the samples are, as shares and as amounts of `whole`.
+
+    Lines of a function are taken together. Waiting for events is left out: it
+    is no CPU time, and a sampler that looks from outside cannot tell.
+    """
     within: Counter[str] = Counter()
-    total = 0
+    python: Counter[str] = Counter()
+    own: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = stack.split(";")
-        total += int(count)
-        own[frames[-1]] += int(count)
+        frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
+        if frames[-1].startswith("epoll_"):
+            continue
         within.update(dict.fromkeys(frames, int(count)))
-    print(f"{scenario.title}: {scenario.load.metric} {whole:.1f} for {worker.name}")
-    for title, counted in (("with what it calls", within), ("itself", own)):
+        python[next((frame for frame in reversed(frames) if ".py" in frame), "")] += int(count)
+        own[frames[-1]] += int(count)
+    total = own.total()
+    tables = (
+        ("with all that it calls", within),
+        ("in Python, with the C functions that it calls", python),
+        ("itself, in Python or C", own),
+    )
+    for title, counted in tables:
         print(f"\n {'share':>6} {'amount':>8}  function, {title}")
         for frame, samples in counted.most_common(LINES):
-            print(f" {samples / total:6.1%} {whole * samples / total:8.2f}  {frame}")
+            name = frame + ")" if " (" in frame and not frame.endswith(")") else frame
+            print(f" {samples / total:6.1%} {whole * samples / total:8.2f}  {name}")
 
 
 def _run_cprofile(scenario: Scenario, worker: Worker, plan: Plan) -> None:
