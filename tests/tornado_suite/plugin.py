@@ -74,7 +74,7 @@ def applicable(config: pytest.Config) -> dict[str, Difference]:
         if option.event_loop in difference.loops
         and option.http_parser in difference.parsers
         and (option.server == "tornado_worker" or difference.kind is Kind.LOOP)
-        and tornado.version_info[:3] >= difference.since
+        and difference.since <= tornado.version_info[:3] < difference.until
     }
 
 
