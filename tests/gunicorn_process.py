@@ -334,7 +334,11 @@ class GunicornProcess:
         if address.startswith("unix:"):
             sock = socket.socket(socket.AF_UNIX)
             sock.settimeout(timeout)
-            sock.connect(str(self.directory / address.removeprefix("unix:")))
+            try:
+                sock.connect(str(self.directory / address.removeprefix("unix:")))
+            except OSError:
+                sock.close()
+                raise
             return sock
         host, _, port = address.partition("://")[2].rpartition(":")
         return socket.create_connection((host.strip("[]"), int(port)), timeout)

@@ -49,6 +49,9 @@ _WSGI_PARAMETERS = {"environ", "env", "start_response"}
 # application: more turns than this are a factory that returns itself.
 _MAX_STEPS = 10
 
+_repr = reprlib.Repr()
+_repr.maxother = _repr.maxstring = 100
+
 
 class ApplicationError(Exception):
     """`module:app` names something that cannot be served."""
@@ -303,7 +306,7 @@ def _hint(obj: Any) -> str:
 
 def _error(name: str, obj: Any, hint: str) -> ApplicationError:
     kind = "class" if isinstance(obj, type) else type(obj).__name__
-    got = "None" if obj is None else f"{kind} {reprlib.repr(obj)}"
+    got = "None" if obj is None else f"{kind} {_repr.repr(obj)}"
     return ApplicationError(
         f"cannot serve {name}: expected {_ACCEPTED}; got {got}{hint and f' ({hint})'}"
     )

@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import types
 from typing import Any
+
+from tornado.ioloop import IOLoop
 
 __all__ = ["check_preloaded"]
 
@@ -49,17 +52,18 @@ def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
     names = [f"task {_name(task.get_coro())}" for task in asyncio.all_tasks(loop)]
     for attribute in ("_ready", "_scheduled"):
         for handle in getattr(loop, attribute, ()):
+            if handle.cancelled():
+                continue
             callback = handle._callback
-            if not handle.cancelled() and not isinstance(
-                getattr(callback, "__self__", None), asyncio.Task
-            ):
+            if isinstance(callback, types.MethodType) and callback.__func__ is IOLoop._run_callback:
+                (callback,) = handle._args
+            # A task's step is that task, named above.
+            if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
                 names.append(f"callback {_name(callback)}")
     return names
 
 
 def _name(obj: Any) -> str:
-    # Tornado wraps callbacks in partials whose last function is the user's.
     while isinstance(obj, functools.partial):
-        functions = [arg for arg in obj.args if callable(arg)]
-        obj = functions[-1] if functions else obj.func
+        obj = obj.func
     return str(getattr(obj, "__qualname__", repr(obj)))
