@@ -1,0 +1,126 @@
+"""Watch what goes through a detached stream: a WebSocket's messages, a tunnel's bytes.
+
+Reads frame headers (RFC 6455 section 5.2) where they pass by, because Tornado has
+no public place that knows a WebSocket's traffic and how it ended. Changes nothing
+and keeps no payload.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tornado_worker.exchange import RequestConnection
+from tornado_worker.stream import TransportStream
+
+__all__ = ["ByteCounter", "FrameCounter", "ObservedStream"]
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})")
+
+_CLOSE = 8
+# Of a control frame (section 5.5).
+_PAYLOAD_MAX = 125
+# Section 7.4.1: what stands for a close frame without a code.
+_NO_STATUS = 1005
+
+
+class FrameCounter:
+    """Sums up what one end of a WebSocket sends.
+
+    `payload`: bytes of text and binary messages as they travel, compressed if they
+    are. `close_code`: that of the close frame, None without one.
+    """
+
+    __slots__ = ("_pending", "_skip", "close_code", "payload")
+
+    def __init__(self) -> None:
+        self.payload = 0
+        self.close_code: int | None = None
+        self._pending = b""
+        # Payload bytes still to come of a frame whose header was read.
+        self._skip = 0
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes, in pieces of any size."""
+        skip = self._skip
+        if skip >= len(data):
+            self._skip = skip - len(data)
+            return
+        if skip:
+            data = data[skip:]
+        if self._pending:
+            data = self._pending + data
+        size = len(data)
+        start = 0
+        while start + 2 <= size:
+            length = data[start + 1] & 0x7F
+            body = start + 2
+            if length == 126:
+                body += 2
+            elif length == 127:
+                body += 8
+            masked = data[start + 1] & 0x80
+            if body + (4 if masked else 0) > size:
+                break
+            if length > _PAYLOAD_MAX:
+                length = int.from_bytes(data[start + 2 : body], "big")
+            mask = b"\0\0"
+            if masked:
+                mask = data[body : body + 2]
+                body += 4
+            opcode = data[start] & 0x0F
+            if opcode == _CLOSE:
+                if body + min(length, 2) > size:
+                    break
+                if length >= 2:
+                    self.close_code = (data[body] ^ mask[0]) << 8 | data[body + 1] ^ mask[1]
+                else:
+                    self.close_code = _NO_STATUS
+            elif opcode < _CLOSE:
+                self.payload += length
+            start = body + length
+        self._skip = max(0, start - size)
+        self._pending = data[start:]
+
+
+class ByteCounter:
+    """Counts what goes one way through a tunnel."""
+
+    close_code = None
+
+    def __init__(self) -> None:
+        self.payload = 0
+        self.status = 0
+
+    def feed(self, data: bytes) -> None:
+        if not self.payload and (match := _STATUS_LINE.match(data)):
+            self.status = int(match[1])
+        self.payload += len(data)
+
+
+class ObservedStream(TransportStream):
+    """A stream that counts what goes through it, for a line when it closes."""
+
+    exchange: RequestConnection | None = None
+    incoming: FrameCounter | ByteCounter
+    outgoing: FrameCounter | ByteCounter
+
+    def observe(self, exchange: RequestConnection, data: bytes) -> None:
+        headers = exchange.response_headers
+        counter: type[FrameCounter | ByteCounter] = ByteCounter
+        if headers is not None and headers.get("Upgrade", "").lower() == "websocket":
+            counter = FrameCounter
+        self.incoming, self.outgoing = counter(), counter()
+        self.incoming.feed(data)
+        self.exchange = exchange
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is not None:
+            self.incoming.feed(data)
+        super().data_received(data)
+
+    def write(self, data: bytes | memoryview) -> Any:
+        future = super().write(data)
+        if self.exchange is not None:
+            self.outgoing.feed(bytes(data))
+        return future
