@@ -54,7 +54,9 @@ _ERROR_RESPONSES = {
 }
 
 _VERSIONS = {(1, 1): "HTTP/1.1", (1, 0): "HTTP/1.0"}
-_ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)(.*)", re.ASCII)
+# RFC 9110 section 4.2: a host is required, user information is an error.
+_ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)([/?].*)?", re.ASCII)
+_AUTHORITY_FORM = re.compile(r"[^/?#@]+:[0-9]+", re.ASCII)
 
 
 class Phase:
@@ -255,12 +257,21 @@ class ServerConnection(asyncio.Protocol):
                 self._refuse(431, "header section too large")
                 return
         exchange.raw_target = target
-        if target[0] != "/" and (absolute := _ABSOLUTE_FORM.fullmatch(target)):
-            # RFC 9112 section 3.2.2: the target's authority replaces Host.
-            headers["Host"], target = absolute[1], absolute[2]
-            if target[:1] != "/":
-                target = "/" + target
         method = message.method.decode("ascii")
+        if target[:1] != "/" or method == "CONNECT":
+            absolute = _ABSOLUTE_FORM.fullmatch(target)
+            if method == "CONNECT":
+                valid = _AUTHORITY_FORM.fullmatch(target) is not None
+            else:
+                valid = absolute is not None or target == "*"
+            if not valid:
+                self._refuse(400, f"Malformed HTTP request line: invalid target {target[:100]!r}")
+                return
+            if absolute is not None:
+                # RFC 9112 section 3.2.2: the target's authority replaces Host.
+                headers["Host"], target = absolute[1], absolute[2] or ""
+                if target[:1] != "/":
+                    target = "/" + target
         version = _VERSIONS.get(message.http_version) or "HTTP/{}.{}".format(*message.http_version)
         start_line = httputil.RequestStartLine(method, target, version)
         exchange.start_line = start_line
