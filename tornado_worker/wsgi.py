@@ -11,12 +11,10 @@ no reference to a loop, so that a container may be made before a fork.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -201,20 +199,13 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         self.sendfile: bool = options["sendfile"] is not False
         self.server_name: str = gunicorn.http.wsgi.SERVER
         threads = max(options["threads"], 1)
-        if cfg is None:
-            forwarder_headers: list[str] = []
-        elif cfg.header_map == "dangerous":
-            forwarder_headers = ["*"]
-        else:
-            forwarder_headers = cfg.forwarder_headers
         if cfg is not None and self.max_body_size is None:
             self.max_body_size = 1 << 63
         self.environs = EnvironBuilder(
             threads=threads if self._executor is None else 2,
             workers=options["workers"],
             root_path=options["root_path"] or "",
-            forwarder_headers=forwarder_headers,
-            trusts_peer=None if cfg is None else _trusted_peers(cfg),
+            drop_underscores=cfg is None,
             errors=ErrorStream(cfg),
         )
         self._threads = Threads(threads, "wsgi", self._executor)
@@ -308,22 +299,3 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
                     exchange.remote_ip,
                     milliseconds,
                 )
-
-
-def _trusted_peers(cfg: Any) -> Callable[[Any], bool]:
-    """Return what tells whether a peer at an address is in `forwarded_allow_ips`."""
-    if cfg.header_map == "dangerous":
-        return lambda address: True
-    everybody = "*" in cfg.forwarded_allow_ips
-    networks = cfg.forwarded_allow_networks()
-
-    def trusts_peer(address: Any) -> bool:
-        if everybody or not isinstance(address, tuple):
-            return True  # a Unix socket has no address to be checked, as in Gunicorn
-        try:
-            ip = ipaddress.ip_address(address[0])
-        except ValueError:
-            return False
-        return any(ip in network for network in networks)
-
-    return trusts_peer

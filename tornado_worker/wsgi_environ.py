@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, TextIO
 from urllib.parse import unquote_to_bytes
 
@@ -62,9 +62,9 @@ class ErrorStream:
 class EnvironBuilder:
     """Builds environs for one application; make it where `os.environ` is final.
 
-    Fields with an underscore in their name are dropped, because `X_A` and
-    `X-A` become the same key, but for those in `forwarder_headers` (upper case;
-    "*" for all) that come from a peer whose address `trusts_peer` approves of.
+    Fields with an underscore in their name are dropped unless told otherwise:
+    `X_A` and `X-A` become the same key, and SCRIPT_NAME moves the application.
+    The worker's server has dropped those already that its settings forbid.
     """
 
     def __init__(
@@ -73,8 +73,7 @@ class EnvironBuilder:
         threads: int = 1,
         workers: int = 1,
         root_path: str = "",
-        forwarder_headers: Collection[str] = (),
-        trusts_peer: Callable[[Any], bool] | None = None,
+        drop_underscores: bool = True,
         errors: ErrorStream | None = None,
     ) -> None:
         self._base: dict[str, Any] = {
@@ -90,8 +89,7 @@ class EnvironBuilder:
         }
         self._script_name = os.environ.get("SCRIPT_NAME", "")
         self._root_path = root_path.rstrip("/")
-        self._forwarder_headers = frozenset(forwarder_headers)
-        self._trusts_peer = trusts_peer
+        self._drop_underscores = drop_underscores
         self._keys: dict[str, str] = {}
 
     def build(
@@ -110,14 +108,11 @@ class EnvironBuilder:
         """
         environ = self._base.copy()
         method, target, version = start_line
-        script_name = self._script_name
         keys = self._keys
         for name, value in headers.get_all():
             key = keys.get(name)
             if key is None:
-                key = self._environ_key(name, connection)
-                if name.upper() == "SCRIPT_NAME" and key:
-                    script_name = value
+                key = self._add_key(name)
             if key in environ:
                 environ[key] = f"{environ[key]},{value}"
             elif key:
@@ -138,6 +133,10 @@ class EnvironBuilder:
         environ["wsgi.url_scheme"] = protocol
         self._add_addresses(environ, connection, remote_ip, protocol)
 
+        script_name = self._script_name
+        # By its own name: the field Script-Name has the same key.
+        if not self._drop_underscores and "Script_Name" in headers:
+            script_name = headers["Script_Name"]
         if script_name:
             if not path.startswith(script_name):
                 raise ValueError(
@@ -155,21 +154,15 @@ class EnvironBuilder:
         environ["PATH_INFO"] = path
         return environ
 
-    def _environ_key(self, name: str, connection: Any) -> str:
+    def _add_key(self, name: str) -> str:
         """Return the environ key of a field, "" for one to be dropped."""
         upper = name.upper()
-        key = upper.replace("-", "_")
-        if upper not in ("CONTENT-TYPE", "CONTENT-LENGTH"):
-            key = f"HTTP_{key}"
-        if "_" in upper:
-            if self._forwarder_headers & {upper, "*"}:
-                # Not remembered: it depends on who sent it.
-                context = getattr(connection, "context", None)
-                # Not the client that a PROXY protocol header names.
-                address = getattr(context, "peer_address", getattr(context, "address", None))
-                trusted = self._trusts_peer is not None and self._trusts_peer(address)
-                return key if trusted else ""
+        if upper in ("CONTENT-TYPE", "CONTENT-LENGTH"):
+            key = upper.replace("-", "_")
+        elif "_" in upper and self._drop_underscores:
             key = ""
+        else:
+            key = "HTTP_" + upper.replace("-", "_")
         if len(self._keys) < _KEYS_MAX:
             self._keys[name] = key
         return key

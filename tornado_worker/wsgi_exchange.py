@@ -118,6 +118,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     _cut = False  # ...and the client must notice that it is not all
     _close = False  # ...and the connection must not be used again
     _signalled = False
+    _file_refused = False  # by the loop: this connection cannot send files
     _room: threading.Event | None = None
 
     def __init__(self, container: WSGIContainer, connection: Any) -> None:
@@ -215,8 +216,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._start_timer.cancel()
         if self.body is not None:
             self.body.fail(ClientDisconnected("the client went away"))
-        if self._room is not None:
-            self._room.set()
+        self._wake()
         never_ran = not self.submitted or self.container.withdraw(self)
         self._leave(never_ran)
 
@@ -272,6 +272,10 @@ class Exchange(httputil.HTTPMessageDelegate):
                     size = item.size
                     last = False  # the file must stay open until it is sent
                     future = connection.send_file(*item)
+                    if future is None:
+                        self._file_refused = True
+                        self._wake()
+                        return
                 if last and not self._close:
                     break
                 if not future.done():
@@ -314,9 +318,13 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._abort()
             return False
         self._sent += size
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        """Let the thread look whether it may go on."""
         if self._room is not None:
             self._room.set()
-        return True
 
     def _finish(self) -> None:
         if self._cut:
@@ -395,6 +403,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             environ["wsgi.input"] = io.BytesIO(self.whole_body or b"")
         environ["wsgi.early_hints"] = self.send_early_hints
+        if hasattr(connection, "environ"):
+            connection.environ = environ  # for the access log
         if hasattr(connection, "environ"):
             connection.environ = environ  # for the access log and hooks
         return environ
@@ -512,7 +522,9 @@ class Exchange(httputil.HTTPMessageDelegate):
                 self._output.append(_File(file, offset, count))
                 self._signal()
                 self._wait_until_sent(0)
-            return
+            if not self._file_refused:
+                return
+            self._posted -= count
         size = max(wrapper.blksize, 64 * 1024)
         while True:
             if self._length is not None and not self._no_body:
@@ -628,7 +640,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             room.clear()
             if self.gone:
                 raise ClientDisconnected("the client went away")
-            if self._posted - self._sent <= unsent_max:
+            if self._posted - self._sent <= unsent_max or self._file_refused:
                 return
             room.wait()
 
