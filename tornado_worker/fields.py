@@ -7,81 +7,143 @@ validated by the parser, what goes out is checked here for injected lines.
 from __future__ import annotations
 
 import http
-from collections.abc import Iterable
+from typing import Any
 
 from tornado.escape import native_str
 from tornado.httputil import HTTPHeaders
 
-__all__ = ["FieldNames", "format_head", "request_headers"]
+__all__ = ["RequestHeaders", "field_values", "format_head", "request_headers", "special_names"]
 
 # Clients choose the names, so the cache must not grow without bound.
 _NAMES_MAX = 1000
 
 
-class FieldNames(dict[bytes, str]):
-    """Maps a field name as received to Tornado's spelling (`b"hOST"` -> `"Host"`).
-
-    With `special` names (upper case) given, it leaves the names of special fields,
-    and those with an underscore, in `seen`: they are never cached, so looking
-    for them costs the other requests nothing.
-    """
-
-    __slots__ = ("_special", "seen")
-
-    def __init__(self, special: frozenset[str] | None = None) -> None:
-        self._special = special
-        self.seen: list[str] = []
+class _FieldNames(dict[bytes, str]):
+    """Maps a field name, in lower case, to Tornado's spelling (`b"host"` -> `"Host"`)."""
 
     def __missing__(self, name: bytes) -> str:
-        text = name.decode("latin-1")
-        spelled = "-".join([word.capitalize() for word in text.split("-")])
-        if self._special is not None and ("_" in text or text.upper() in self._special):
-            self.seen.append(spelled)
-        elif len(self) < _NAMES_MAX:
+        spelled = "-".join([word.capitalize() for word in name.decode("latin-1").split("-")])
+        if len(self) < _NAMES_MAX:
             self[name] = spelled
         return spelled
 
-    def take_seen(self) -> list[str]:
-        """Return the special names met since the last call, each once, in order."""
-        seen, self.seen = self.seen, []
-        return list(dict.fromkeys(seen))
+
+class _WireNames(dict[str, bytes]):
+    """Maps any spelling of a field name to its lower case on the wire (`"Host"` -> `b"host"`)."""
+
+    def __missing__(self, name: str) -> bytes:
+        wire = name.lower().encode("latin-1", "replace")
+        if len(self) < _NAMES_MAX:
+            self[name] = wire
+        return wire
+
+
+_field_names = _FieldNames()
+_wire_names = _WireNames()
 
 
 def _stores_lists(headers: HTTPHeaders) -> bool:
     """Tell whether HTTPHeaders keeps `{name: [value, ...]}` in `_as_list`, as Tornado 6.5 does."""
     headers.add("A-B", "1")
     headers.add("A-B", "2")
-    return getattr(headers, "_as_list", None) == {"A-B": ["1", "2"]} and headers["a-b"] == "1,2"
+    return (
+        getattr(headers, "_as_list", None) == {"A-B": ["1", "2"]}
+        and headers["a-b"] == "1,2"
+        and headers.__dict__.keys() == {"_as_list", "_combined_cache"}
+    )
 
 
-def _request_headers_public(
-    fields: Iterable[tuple[bytes, bytes]], names: FieldNames
-) -> HTTPHeaders:
+_DIRECT = _stores_lists(HTTPHeaders())
+
+
+class RequestHeaders(HTTPHeaders):
+    """HTTPHeaders that decodes a field when it is asked for.
+
+    A browser sends 16 fields and a handler looks at five. Reading single
+    fields works on the bytes; everything else first fills the dictionaries
+    that HTTPHeaders has. Measured: 1.5 us to make instead of 6.5.
+    """
+
+    def __init__(self, by_name: dict[bytes, bytes]) -> None:
+        # Not HTTPHeaders.__init__: the absence of its attributes is what makes
+        # __getattr__ fill them.
+        self._by_name: dict[bytes, bytes] | None = by_name
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether HTTPHeaders' own dictionaries have the fields."""
+        return self._by_name is None
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute not in ("_as_list", "_combined_cache"):
+            raise AttributeError(attribute)
+        by_name, self._by_name = self._by_name or {}, None
+        self._as_list = {
+            _field_names[name]: [value.decode("latin-1")] for name, value in by_name.items()
+        }
+        self._combined_cache = {}
+        return self.__dict__[attribute]
+
+    def __getitem__(self, name: str) -> str:
+        by_name = self._by_name
+        if by_name is None:
+            return super().__getitem__(name)
+        return by_name[_wire_names[name]].decode("latin-1")
+
+    def __contains__(self, name: object) -> bool:
+        by_name = self._by_name
+        if by_name is None or not isinstance(name, str):
+            return super().__contains__(name)
+        return _wire_names[name] in by_name
+
+    def __len__(self) -> int:
+        # HTTPServerRequest asks whether there are any.
+        by_name = self._by_name
+        return super().__len__() if by_name is None else len(by_name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        by_name = self._by_name
+        if by_name is None:
+            return super().get(name, default)
+        value = by_name.get(_wire_names[name])
+        return default if value is None else value.decode("latin-1")
+
+
+def request_headers(fields: list[tuple[bytes, bytes]]) -> HTTPHeaders:
+    """Return the fields of a request; their names must be in lower case."""
+    if _DIRECT:
+        by_name = dict(fields)
+        if len(by_name) == len(fields):
+            return RequestHeaders(by_name)
+    # A repeated field, or a Tornado that stores its fields another way.
     headers = HTTPHeaders()
     for name, value in fields:
-        headers.add(names[name], value.decode("latin-1"))
+        headers.add(_field_names[name], value.decode("latin-1"))
     return headers
 
 
-def _request_headers_direct(
-    fields: Iterable[tuple[bytes, bytes]], names: FieldNames
-) -> HTTPHeaders:
-    # HTTPHeaders.add checks name and value with two regular expressions each
-    # time: 2 us a field, for what the parser has checked. This is 0.2 us.
-    headers = HTTPHeaders()
-    as_list = headers._as_list
-    for name, value in fields:
-        name_ = names[name]
-        if name_ in as_list:
-            as_list[name_].append(value.decode("latin-1"))
-        else:
-            as_list[name_] = [value.decode("latin-1")]
-    return headers
+def field_values(headers: HTTPHeaders, name: str) -> list[str]:
+    """Return the values of the fields called `name`, in order; none: an empty list."""
+    if isinstance(headers, RequestHeaders):
+        value = headers.get(name)
+        if value is None:
+            return []
+        if not headers.is_filled:
+            return [value]
+    return headers.get_list(name)
 
 
-request_headers = (
-    _request_headers_direct if _stores_lists(HTTPHeaders()) else _request_headers_public
-)
+def special_names(fields: list[tuple[bytes, bytes]], special: frozenset[bytes]) -> list[str]:
+    """Return which of the fields' names are in `special` or have an underscore.
+
+    In Tornado's spelling, each once, in order; `special` is in lower case.
+    """
+    names = dict(fields)
+    # The common case, nothing of the kind, without looking at each name.
+    if special.isdisjoint(names) and b"_" not in b"".join(names):
+        return []
+    return [_field_names[name] for name in names if name in special or b"_" in name]
+
 
 _status_lines: dict[tuple[int, str], str] = {
     (status.value, status.phrase): f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -100,7 +162,14 @@ def format_head(code: int, reason: str | None, headers: HTTPHeaders) -> bytes:
     if status_line is None:
         status_line = f"HTTP/1.1 {code} {reason}\r\n"
     try:
-        lines = [name + ": " + value + "\r\n" for name, value in headers.get_all()]
+        if _DIRECT:
+            lines = [
+                name + ": " + value + "\r\n"
+                for name, values in headers._as_list.items()
+                for value in values
+            ]
+        else:
+            lines = [name + ": " + value + "\r\n" for name, value in headers.get_all()]
     except TypeError:
         # A bytes value: never right, but Tornado has always let it pass.
         lines = [f"{native_str(n)}: {native_str(v)}\r\n" for n, v in headers.get_all()]

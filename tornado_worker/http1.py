@@ -24,7 +24,7 @@ from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.fields import request_headers
+from tornado_worker.fields import request_headers, special_names
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream, break_cycles
 
@@ -225,26 +225,27 @@ class ServerConnection(asyncio.Protocol):
     def _begin_exchange(self, parser: MessageParser) -> None:
         message = parser.protocol
         server = self.server
-        names = server.field_names
         exchange = RequestConnection(self)
         try:
             # The C parser lets through what Gunicorn refuses: RFC 9112
             # section 3.2, a target is ASCII; section 6.3, a body whose last
             # coding is not chunked has no end.
             target = message.path.decode("ascii")
-            headers = request_headers(message.headers, names)
         except UnicodeDecodeError:
             self._refuse(400, "Malformed HTTP request line: the target is not ASCII")
             return
+        fields = server.parsers.fields(message)
+        headers = request_headers(fields)
         if self.context.overridden:
             self.context.reset()
-        if names.seen:
-            assert server.policy is not None
-            try:
-                server.policy.apply(names.take_seen(), headers, message.http_version, self.context)
-            except PolicyError as e:
-                self._refuse(e.status, str(e))
-                return
+        if server.policy is not None:
+            names = special_names(fields, server.policy.special_names)
+            if names:
+                try:
+                    server.policy.apply(names, headers, message.http_version, self.context)
+                except PolicyError as e:
+                    self._refuse(e.status, str(e))
+                    return
         if "Transfer-Encoding" in headers and (
             not message.is_chunked or headers["Transfer-Encoding"].lower() != "chunked"
         ):
@@ -252,7 +253,7 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(400, "Unsupported Transfer-Encoding " + headers["Transfer-Encoding"])
             return
         if parser.fed > server.conn_params.max_header_size:
-            size = sum(len(n) + len(v) + 4 for n, v in message.headers) + len(target)
+            size = sum(len(n) + len(v) + 4 for n, v in fields) + len(target)
             if size > server.conn_params.max_header_size:
                 self._refuse(431, "header section too large")
                 return

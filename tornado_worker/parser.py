@@ -8,6 +8,7 @@ pieces, end, and the bytes behind it. Knows nothing of connections or Tornado.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from typing import Any
 
@@ -169,6 +170,8 @@ class ParserPool:
             )
         self.name = "fast" if fast is not None else "python"
         self._class = fast or PythonProtocol
+        #: Returns the fields of a message whose head is complete, names in lower case.
+        self.fields = operator.attrgetter("headers" if fast is None else "asgi_headers")
         self._options: dict[str, Any] = {
             field.name: getattr(options, field.name)
             for field in dataclasses.fields(options)

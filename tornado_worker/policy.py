@@ -44,7 +44,9 @@ class GunicornPolicy:
 
     def __init__(self, cfg: Any) -> None:
         self._cfg = cfg
-        self.special_names = frozenset([*cfg.secure_scheme_headers, "EXPECT"])
+        self.special_names = frozenset(
+            name.lower().encode("latin-1") for name in (*cfg.secure_scheme_headers, "EXPECT")
+        )
         self.proxy_protocol: str = cfg.proxy_protocol
 
     def trusts(self, address: Any) -> bool:

@@ -22,7 +22,6 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.fields import FieldNames
 from tornado_worker.http1 import Phase, ServerConnection
 from tornado_worker.listener import Acceptor
 from tornado_worker.parser import ParserOptions, ParserPool
@@ -76,8 +75,8 @@ class ExchangeObserver(Protocol):
 class PeerPolicy(Protocol):
     """Decides what a peer may say about itself; `tornado_worker.policy` has Gunicorn's."""
 
-    #: Names (upper case) of fields that `apply` must see, beside those with an underscore.
-    special_names: frozenset[str]
+    #: Names (lower case) of fields that `apply` must see, beside those with an underscore.
+    special_names: frozenset[bytes]
     #: Whether connections may begin with a PROXY protocol header: off, v1, v2 or auto.
     proxy_protocol: str
 
@@ -243,7 +242,6 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             )
         )
         self.policy = policy
-        self.field_names = FieldNames(None if policy is None else policy.special_names)
         self._connection_class = (
             ServerConnection
             if policy is None or policy.proxy_protocol == "off"
