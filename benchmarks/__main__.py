@@ -37,10 +37,9 @@ from benchmarks.wrk import wrk_version
 
 __all__ = ["main"]
 
-ROUNDS = 7
-SECONDS = 2.0
+ROUNDS = 9
+SECONDS = 1.0
 QUICK_ROUNDS = 2
-QUICK_SECONDS = 1.0
 QUICK_BUDGET_S = 110.0
 
 
@@ -56,7 +55,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     raise_open_file_limit()
     server_cores, client_cores = ([], []) if arguments.no_pin else choose_cores()
-    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
+    seconds = arguments.seconds or SECONDS
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     plan = Plan(seconds, server_cores, client_cores)
     usable = _usable_workers(arguments.worker or WORKERS)
@@ -92,7 +91,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--scenario", action="append", choices=SCENARIOS, metavar="NAME", help="may be repeated")
     add("--worker", action="append", choices=WORKERS, metavar="NAME", help="may be repeated")
     add("--rounds", type=int, help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})")
-    add("--seconds", type=float, help=f"of a sample (default {SECONDS}, quick {QUICK_SECONDS})")
+    add("--seconds", type=float, help=f"of a sample (default {SECONDS})")
     add("--json", type=Path, metavar="FILE", help="write every sample and verdict there")
     add("--no-pin", action="store_true", help="let server and clients use any core")
     add("--list", action="store_true", help="show scenarios and workers, and what is missing")
