@@ -86,7 +86,7 @@ class AccessLog:
         self._pre_request = _pre_request_hook(cfg, log)
         self._post_request = _hook(cfg, "post_request")
         logger_class = type(log)
-        enabled = bool(log.access_log_enabled)
+        enabled = bool(getattr(log, "access_log_enabled", True))
         self._standard = _is_standard(logger_class)
         self._logs = enabled or not (self._standard or logger_class is Logger)
         # Whether anybody looks into an environ that no application made.
@@ -95,7 +95,8 @@ class AccessLog:
         )
         self._format: str = cfg.access_log_format
         self._closed_format = self._format
-        if "{websocket.close_code}e" not in self._format and not self._format.endswith("}"):
+        # Behind JSON nothing may follow.
+        if "{websocket.close_code}e" not in self._format and self._format[-1:] not in ("}", "]"):
             self._closed_format += _CLOSED_SUFFIX
         self._environs = EnvironBuilder(
             threads=cfg.threads,
@@ -227,7 +228,7 @@ class AccessLog:
                 else:
                     record = log.makeRecord(log.name, logging.INFO, "", 0, message, (atoms,), None)
                     log.handle(record)
-            elif message is None or self._log.access_log_enabled:
+            elif message is None or getattr(self._log, "access_log_enabled", True):
                 request = getattr(exchange, "observed", None) or Request(exchange)
                 response = Response(exchange, status, exchange.body_sent)
                 environ = self._environ(exchange) if self._needs_environ else {}
@@ -274,9 +275,16 @@ def _plain_handler(log: logging.Logger) -> Any:
 
 def _is_standard(logger_class: type) -> bool:
     """Tell whether a logger writes access lines exactly as Gunicorn's own does."""
-    return logger_class.access is Logger.access and all(  # type: ignore[attr-defined]
-        getattr(logger_class, name) is getattr(Logger, name)
-        for name in ("atoms", "now", "atoms_wrapper_class", "_get_user", "access_log_enabled")
+    return all(
+        getattr(logger_class, name, None) is getattr(Logger, name)
+        for name in (
+            "access",
+            "atoms",
+            "now",
+            "atoms_wrapper_class",
+            "_get_user",
+            "access_log_enabled",
+        )
     )
 
 
@@ -288,7 +296,7 @@ def _hook(cfg: Any, name: str) -> Any:
 
 def _pre_request_hook(cfg: Any, log: Any) -> Any:
     # The default logs a line with log.debug(), which logger classes may override.
-    standard = type(log).debug in (Logger.debug, Statsd.debug)
+    standard = isinstance(log, Logger) and type(log).debug in (Logger.debug, Statsd.debug)
     if standard and not log.error_log.isEnabledFor(logging.DEBUG):
         return _hook(cfg, "pre_request")
     return cfg.pre_request
