@@ -254,7 +254,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self.body_chunk_size = chunk_size
         idle = idle_connection_timeout or 3600.0  # Tornado's default
         self.timeouts: dict[int, float] = {
-            Phase.NEW: idle,
+            Phase.NEW: min(idle, header_timeout or idle),
             Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
             Phase.HEAD: min(idle, header_timeout or idle),
             Phase.LINGER: _LINGER_TIMEOUT_S,

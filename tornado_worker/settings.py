@@ -27,6 +27,7 @@ _OPTIONS = (
     "max_body_size",
     "max_buffer_size",
     "protocol",
+    "stall_timeout",
     "trusted_downstream",
     "xheaders",
 )
@@ -34,6 +35,7 @@ _OPTIONS = (
 _SETTINGS = {
     "idle_connection_timeout": "keepalive",
     "keepalive_timeout": "keepalive",
+    "max_connections": "worker_connections",
     "max_header_size": "limit_request_line, limit_request_fields and limit_request_field_size",
     "no_keep_alive": "keepalive = 0",
     "ssl_options": "certfile and keyfile, or the ssl_context hook",
@@ -82,7 +84,7 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: getattr(cfg, name) for name in _SAME_NAME}
     arguments["max_header_size"] = _max_header_size(cfg)
     arguments["policy"] = GunicornPolicy(cfg)
-    arguments["policy"] = GunicornPolicy(cfg)
+    arguments["max_connections"] = cfg.worker_connections
     arguments["no_keep_alive"] = cfg.keepalive == 0
     if cfg.keepalive:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
