@@ -313,7 +313,7 @@ class ServerConnection(asyncio.Protocol):
             return  # detached, or closed meanwhile
         message = parser.protocol
         length = message.content_length
-        if length is not None and length > exchange.max_body_size:
+        if length is not None and length > exchange.max_body_size and not exchange.write_finished:
             self._refuse(400, "Content-Length too long")
             return
         if (
