@@ -94,6 +94,7 @@ class ServerConnection(asyncio.Protocol):
         "__weakref__",
         "_closed_waiter",
         "_drain_waiters",
+        "_eof",
         "_held",
         "_parser",
         "_reading_paused",
@@ -126,6 +127,7 @@ class ServerConnection(asyncio.Protocol):
         self._held: bytes | None = None
         self._reading_paused = False
         self._writing_paused = False
+        self._eof = False
         # Bytes the peer had not taken when last looked at, and since when.
         self._unsent = 0
         self._unsent_since = 0.0
@@ -148,10 +150,13 @@ class ServerConnection(asyncio.Protocol):
         # the peer's unread bytes do not turn our last response into a reset.
 
     def eof_received(self) -> bool | None:
-        if self.phase != Phase.RESPONSE or not self.transport.can_write_eof():
+        answering = self.phase == Phase.RESPONSE or (self.phase == Phase.IDLE and self._held)
+        if not answering or not self.transport.can_write_eof():
             return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
-        # What is answered in this turn of the loop still reaches it (`nc -N`).
+        # What is answered in this turn of the loop still reaches it (`nc -N`),
+        # and so does what is answered in the turn of each request behind it.
+        self._eof = True
         self.loop.call_soon(self._close_after_eof)
         return True
 
@@ -445,7 +450,9 @@ class ServerConnection(asyncio.Protocol):
         if held and self.phase == Phase.IDLE and not self._writing_paused:
             self._held = None
             self._feed(held)
-            if self._held is None:
+            if self._eof:
+                self.loop.call_soon(self._close_after_eof)
+            elif self._held is None:
                 self._resume_reading()
 
     # Errors and endings
@@ -530,8 +537,11 @@ class ServerConnection(asyncio.Protocol):
             self.transport.abort()
 
     def _close_after_eof(self) -> None:
-        if self.transport is not None and self.phase == Phase.RESPONSE:
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return
+        if self.phase != Phase.IDLE or not self._held:  # else _next_message comes back here
             self.phase = Phase.CLOSING
+            self.since = self.loop.time()
             self.transport.close()
 
     def _close_unless_detached(self) -> None:
@@ -663,6 +673,8 @@ class ServerConnection(asyncio.Protocol):
             on_closed=self.server.on_stream_closed,
         )
         stream.adopt_waiters(waiters)
+        if self._eof:
+            self.loop.call_soon(stream.eof_received)  # nobody else will say it again
         if observer is not None:
             observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
