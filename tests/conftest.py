@@ -23,15 +23,25 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.testing import ExpectLog
 
-# The fixture, for all test modules.
+# Fixtures, for all test modules.
 from gunicorn_process import gunicorn
+from server_thread import combination, serve
 
 try:
     import uvloop
 except ImportError:
     uvloop = None
 
-__all__ = ["TLSFiles", "free_port", "gunicorn", "io_loop", "ssl_options", "tls"]
+__all__ = [
+    "TLSFiles",
+    "combination",
+    "free_port",
+    "gunicorn",
+    "io_loop",
+    "serve",
+    "ssl_options",
+    "tls",
+]
 
 # pytest-tornado builds tornado.httpserver.HTTPServer; this makes it ours, and
 # runs what Tornado documents as the way to choose an implementation.

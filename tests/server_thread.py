@@ -1,0 +1,596 @@
+"""An HTTPServer on its own loop in a thread, and blocking clients that see every byte.
+
+The `serve` fixture starts servers on {asyncio, uvloop} x {Gunicorn's Python parser,
+its C parser}. When a test ends it checks that nothing is left behind: no
+connection, no task, no log line that the test did not expect. Speaks sockets
+only; what a response means is for the tests to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple, Self
+
+import pytest
+from tornado import httputil
+from tornado.netutil import bind_sockets
+
+from tornado_worker import HTTPServer
+from tornado_worker.parser import load_fast_parser
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+__all__ = [
+    "COMBINATIONS",
+    "DEADLINE_S",
+    "EACH_PARSER",
+    "Client",
+    "EchoMessage",
+    "Logs",
+    "Message",
+    "Messages",
+    "Response",
+    "ScriptedMessage",
+    "Serve",
+    "ServerThread",
+    "combination",
+    "eventually",
+    "serve",
+]
+
+# Long enough for a machine that does many other things at once; no test that
+# passes waits for it.
+DEADLINE_S = float(os.environ.get("ASYNC_TEST_TIMEOUT", "20"))
+
+COMBINATIONS = [
+    pytest.param((loop, parser), id=f"{loop}-{parser}")
+    for loop in (["asyncio"] if uvloop is None else ["asyncio", "uvloop"])
+    for parser in (["python"] if load_fast_parser() is None else ["python", "fast"])
+]
+
+
+# For tests of what only a parser decides: each parser once, and each loop once.
+EACH_PARSER = pytest.mark.parametrize(
+    "combination",
+    [COMBINATIONS[0]] if len(COMBINATIONS) == 1 else [COMBINATIONS[0], COMBINATIONS[-1]],
+    indirect=True,
+)
+
+
+def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Return when `condition()` is true; fail at the deadline. For what sends no event."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not become true within {DEADLINE_S:g} s")
+        time.sleep(0.002)
+
+
+# -- logs ----------------------------------------------------------------------
+
+
+class Logs(logging.Filter):
+    """Every record from INFO up, as "LEVEL logger: message [exception]"; none gets further."""
+
+    _NAMES = ("tornado.general", "tornado.application", "asyncio", "tornado_worker")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = f"{record.levelname} {record.name}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[0] is not None:
+            line += f" [{record.exc_info[0].__name__}: {record.exc_info[1]}]"
+        self.lines.append(line)
+        return False
+
+    def expect(self, *patterns: str) -> None:
+        """Wait for exactly these lines, in this order, and forget them.
+
+        A pattern may be plain text or, when it starts with "re:", a regular expression.
+        """
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: len(self.lines) >= len(patterns))
+        lines, self.lines = self.lines, []
+        matched = len(lines) == len(patterns) and all(
+            re.fullmatch(pattern[3:], line, re.DOTALL)
+            if pattern.startswith("re:")
+            else line == pattern
+            for pattern, line in zip(patterns, lines, strict=True)
+        )
+        if not matched:
+            expected = "\n  ".join(patterns) or "(nothing)"
+            raise AssertionError(
+                f"expected log lines:\n  {expected}\ngot:\n  " + "\n  ".join(lines)
+            )
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[Self]:
+        loggers = [logging.getLogger(name) for name in self._NAMES]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.INFO)
+            logger.addFilter(self)
+        try:
+            yield self
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeFilter(self)
+                logger.setLevel(level)
+
+
+# -- clients -------------------------------------------------------------------
+
+
+class Response(NamedTuple):
+    head: bytes
+    status: int
+    headers: httputil.HTTPHeaders
+    body: bytes
+
+
+class Client:
+    """A blocking client; every wait ends at the deadline."""
+
+    def __init__(self, server: ServerThread, sock: socket.socket) -> None:
+        self._server = server
+        self.sock = sock
+        self._buffer = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Sending
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def send_slowly(self, data: bytes) -> None:
+        """Send each byte after the server has dealt with the one before.
+
+        Returns early when the server hangs up in between.
+        """
+        for i in range(len(data)):
+            try:
+                self.sock.send(data[i : i + 1])
+            except ConnectionError:
+                return
+            self._server.turn()
+
+    def send_until_stalled(self, data: bytes, limit: int = 1 << 30) -> int:
+        """Send `data` again and again until the server stops reading; return how many bytes."""
+        sent = 0
+        self.sock.setblocking(False)
+        try:
+            while sent < limit:
+                try:
+                    sent += self.sock.send(data[sent % len(data) :])
+                except BlockingIOError:
+                    # Nothing on the way and nothing taken for ten turns.
+                    for _ in range(10):
+                        self._server.turn()
+                        try:
+                            sent += self.sock.send(data[sent % len(data) :])
+                            break
+                        except BlockingIOError:
+                            continue
+                    else:
+                        return sent
+        finally:
+            self.sock.settimeout(DEADLINE_S)
+        raise AssertionError(f"the server went on reading after {sent} bytes")
+
+    def shutdown(self) -> None:
+        """Send no more, go on reading (`nc -N`)."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Close with a reset, as a crashed or impatient client does."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    # Receiving
+
+    def _recv(self) -> bytes:
+        try:
+            return self.sock.recv(1 << 18)
+        except TimeoutError:
+            raise AssertionError(
+                f"nothing more came within {DEADLINE_S:g} s; so far: {self._buffer[-2000:]!r}"
+            ) from None
+
+    def receive(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = self._recv()
+            if not data:
+                raise AssertionError(f"closed early; so far: {self._buffer[-2000:]!r}")
+            self._buffer += data
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def receive_until(self, delimiter: bytes) -> bytes:
+        while delimiter not in self._buffer:
+            data = self._recv()
+            if not data:
+                raise AssertionError(f"closed early; so far: {self._buffer[-2000:]!r}")
+            self._buffer += data
+        return self.receive(self._buffer.index(delimiter) + len(delimiter))
+
+    def receive_all(self) -> bytes:
+        """Return everything up to the end, which a reset may be."""
+        parts = [self._buffer]
+        self._buffer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := self._recv():
+                parts.append(data)
+        return b"".join(parts)
+
+    def expect(self, data: bytes) -> None:
+        """The next bytes are exactly these."""
+        got = b""
+        while len(got) < len(data):
+            if not self._buffer:
+                self._buffer = self._recv()
+            if not self._buffer:
+                break
+            count = len(data) - len(got)
+            got, self._buffer = got + self._buffer[:count], self._buffer[count:]
+            if not data.startswith(got):
+                break
+        assert got == data
+
+    def expect_close(self) -> None:
+        """The server closes and has sent nothing more; not a reset."""
+        assert not self._buffer
+        assert self._recv() == b""
+
+    def expect_nothing(self) -> None:
+        """The server sends nothing for two turns of its loop, and does not close."""
+        self._server.turn()
+        self.sock.setblocking(False)
+        try:
+            data = self.sock.recv(65536)
+        except BlockingIOError:
+            data = None
+        finally:
+            self.sock.settimeout(DEADLINE_S)
+        assert data is None
+        assert not self._buffer
+
+    def response(self, method: str = "GET") -> Response:
+        """Read one response, framed as RFC 9112 section 6.3 says."""
+        head = self.receive_until(b"\r\n\r\n")
+        line, _, fields = head.decode("latin-1").partition("\r\n")
+        start_line = httputil.parse_response_start_line(line)
+        headers = httputil.HTTPHeaders.parse(fields)
+        if method == "HEAD" or start_line.code in (204, 304) or start_line.code < 200:
+            body = b""
+        elif "Transfer-Encoding" in headers:
+            assert headers["Transfer-Encoding"] == "chunked"
+            assert "Content-Length" not in headers
+            body = self._chunked_body()
+        elif "Content-Length" in headers:
+            body = self.receive(int(headers["Content-Length"]))
+        else:
+            body = self.receive_all()
+        return Response(head, start_line.code, headers, body)
+
+    def _chunked_body(self) -> bytes:
+        body = b""
+        while size := int(self.receive_until(b"\r\n"), 16):
+            body += self.receive(size)
+            self.expect(b"\r\n")
+        self.expect(b"\r\n")
+        return body
+
+    def get(self, path: str = "/") -> Response:
+        self.send(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        return self.response()
+
+
+# -- servers -------------------------------------------------------------------
+
+
+class Message(httputil.HTTPMessageDelegate):
+    """One request on the bare interface; notes what it is told. For tests to derive from."""
+
+    def __init__(self, request_conn: Any) -> None:
+        self.conn = request_conn
+        self.start_line: Any = None
+        self.headers: Any = None
+        self.body = b""
+        self.finished = False
+        self.closed = False
+
+    def headers_received(self, start_line: Any, headers: httputil.HTTPHeaders) -> Any:
+        self.start_line = start_line
+        self.headers = headers
+
+    def data_received(self, chunk: bytes) -> Any:
+        self.body += chunk
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def on_connection_close(self) -> None:
+        self.closed = True
+
+    def respond(
+        self, body: bytes = b"", code: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
+        """Answer with a Content-Length, and nothing else that `headers` does not say."""
+        fields = httputil.HTTPHeaders(headers or {})
+        fields["Content-Length"] = str(len(body))
+        line = httputil.ResponseStartLine("", code, "OK" if code == 200 else "Test")
+        self.conn.write_headers(line, fields, body)
+        self.conn.finish()
+
+
+class EchoMessage(Message):
+    """Answers with the start line, the Host field and the body, as they were understood."""
+
+    def finish(self) -> None:
+        super().finish()
+        method, path, version = self.start_line
+        if method == "HEAD":
+            self.respond()
+        else:
+            host = self.headers.get("Host", "-")
+            self.respond(f"{method} {path} {version} {host} ".encode() + self.body)
+
+
+class ScriptedMessage(Message):
+    """Calls a function for each of its steps; the others do what `EchoMessage` does."""
+
+    def __init__(
+        self,
+        request_conn: Any,
+        *,
+        on_headers: Callable[[Self], Any] | None = None,
+        on_data: Callable[[Self, bytes], Any] | None = None,
+        on_finish: Callable[[Self], Any] | None = None,
+        on_close: Callable[[Self], Any] | None = None,
+    ) -> None:
+        super().__init__(request_conn)
+        self._on_headers = on_headers
+        self._on_data = on_data
+        self._on_finish = on_finish
+        self._on_close = on_close
+
+    def headers_received(self, start_line: Any, headers: httputil.HTTPHeaders) -> Any:
+        super().headers_received(start_line, headers)
+        return self._on_headers(self) if self._on_headers else None
+
+    def data_received(self, chunk: bytes) -> Any:
+        super().data_received(chunk)
+        return self._on_data(self, chunk) if self._on_data else None
+
+    def finish(self) -> None:
+        super().finish()
+        if self._on_finish:
+            self._on_finish(self)
+        else:
+            self.respond(self.body)
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        if self._on_close:
+            self._on_close(self)
+
+
+class Messages(httputil.HTTPServerConnectionDelegate):
+    """An application on the bare interface, which keeps all messages it was given.
+
+    Without arguments it echoes; with some it makes a ScriptedMessage of each request.
+    """
+
+    def __init__(self, **steps: Any) -> None:
+        self._steps = steps
+        self.messages: list[Message] = []
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        message = (
+            ScriptedMessage(request_conn, **self._steps)
+            if self._steps
+            else EchoMessage(request_conn)
+        )
+        self.messages.append(message)
+        return message
+
+
+class ServerThread:
+    """One HTTPServer on a loop in a thread of its own.
+
+    `http` is the server, for what a test must look up; `run` calls a function
+    on the loop, `turn` lets the loop go round.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        loop: str = "asyncio",
+        sockets: Callable[[], list[socket.socket]] | None = None,
+        client_tls: ssl.SSLContext | None = None,
+        **options: Any,
+    ) -> None:
+        self._app = app
+        self._options = options
+        self._sockets = sockets or (lambda: bind_sockets(0, "127.0.0.1"))
+        self._client_tls = client_tls
+        self._clients: list[Client] = []
+        self._started = threading.Event()
+        self._error: BaseException | None = None
+        self.http: Any = None
+        new_loop = asyncio.new_event_loop if loop == "asyncio" else uvloop.new_event_loop
+        self._thread = threading.Thread(target=self._serve, args=(new_loop,), daemon=True)
+        self._thread.start()
+        assert self._started.wait(DEADLINE_S)
+        if self._error is not None:
+            raise self._error
+
+    def _serve(self, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            try:
+                runner.run(self._main())
+            except BaseException as e:  # for the test to raise
+                self._error = e
+            finally:
+                self._started.set()
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.http = HTTPServer(self._app, **self._options)
+        sockets = self._sockets()
+        self.address: Any = sockets[0].getsockname()
+        self.http.add_sockets(sockets)
+        self._started.set()
+        await self._stop.wait()
+        self.http.stop()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` on the loop, await what it returns if it can be, return that."""
+
+        async def call() -> Any:
+            result = function(*args)
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(DEADLINE_S)
+
+    def start(self, awaitable: Awaitable[Any]) -> Any:
+        """Begin to await on the loop; return a concurrent future."""
+
+        async def wait() -> Any:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(wait(), self.loop)
+
+    def turn(self) -> None:
+        """Return when the loop has dealt with all that was there to be dealt with."""
+        # Three: in the first, a socket may have been polled before it was readable;
+        # in the second, this callback may run before the socket's.
+        for _ in range(3):
+            done = threading.Event()
+            self.loop.call_soon_threadsafe(done.set)
+            assert done.wait(DEADLINE_S)
+
+    @property
+    def port(self) -> int:
+        port: int = self.address[1]
+        return port
+
+    @property
+    def connections(self) -> set[Any]:
+        """HTTP connections that are open."""
+        connections: set[Any] = self.http._connections
+        return connections
+
+    @property
+    def streams(self) -> set[Any]:
+        """Detached connections that are open."""
+        streams: set[Any] = self.http._streams
+        return streams
+
+    def connect(self, *, receive_buffer: int | None = None, tls: bool | None = None) -> Client:
+        """Open a connection; over TLS when the server's fixture was given a client context."""
+        sock = socket.socket(socket.AF_INET6 if len(self.address) == 4 else socket.AF_INET)
+        sock.settimeout(DEADLINE_S)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(self.address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._client_tls is not None and tls is not False:
+            sock = self._client_tls.wrap_socket(sock, server_hostname="localhost")
+        client = Client(self, sock)
+        self._clients.append(client)
+        return client
+
+    def tasks(self) -> set[Any]:
+        """Tasks of the loop other than the server's own main task."""
+
+        def collect() -> set[Any]:
+            return {
+                task
+                for task in asyncio.all_tasks(self.loop)
+                if task.get_coro().__qualname__  # type: ignore[union-attr]
+                not in ("ServerThread._main", "ServerThread.run.<locals>.call")
+            }
+
+        tasks: set[Any] = self.run(collect)
+        return tasks
+
+    def close(self) -> None:
+        """Stop; fail if closing every client does not end every connection and task."""
+        for client in self._clients:
+            client.close()
+        try:
+            if self._error is None:
+                eventually(lambda: not self.connections, "no connection is left")
+                eventually(lambda: not self.streams, "no detached stream is left")
+                eventually(lambda: not self.http._accepting, "no handshake is left")
+                eventually(lambda: not self.tasks(), "no task is left")
+        finally:
+            self.loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(DEADLINE_S)
+            assert not self._thread.is_alive()
+
+
+class Serve:
+    """Starts servers for one test; what the `serve` fixture is."""
+
+    def __init__(self, loop: str, http_parser: str, logs: Logs) -> None:
+        self.loop = loop
+        self.http_parser = http_parser
+        self.logs = logs
+        self.servers: list[ServerThread] = []
+
+    def __call__(self, app: Any, **options: Any) -> ServerThread:
+        options = {"loop": self.loop, "http_parser": self.http_parser, **options}
+        server = ServerThread(app, **options)
+        self.servers.append(server)
+        return server
+
+
+@pytest.fixture(params=COMBINATIONS)
+def combination(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The names of a loop and a parser: what `serve` starts servers on."""
+    pair: tuple[str, str] = request.param
+    return pair
+
+
+@pytest.fixture
+def serve(combination: tuple[str, str]) -> Iterator[Serve]:
+    """Start an HTTPServer in a thread: `serve(app, **options) -> ServerThread`."""
+    logs = Logs()
+    with logs.captured():
+        serve = Serve(*combination, logs)
+        try:
+            yield serve
+        finally:
+            for server in serve.servers:
+                server.close()
+        logs.expect()
