@@ -305,8 +305,8 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _on_written(self, future: asyncio.Future[None]) -> None:
         self._writing = False
         if self.gone or self.done:
-            return
-        if self._on_sent(future, self._write_size):
+            future.exception()  # seen: it would be logged as forgotten
+        elif self._on_sent(future, self._write_size):
             self.flush()
 
     def _on_sent(self, future: asyncio.Future[None], size: int) -> bool:

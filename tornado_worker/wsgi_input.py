@@ -65,7 +65,7 @@ class RequestBody:
         self.ended = False
         self._error: OSError | None = None
         self._closed = False
-        self._opened = False
+        # How often the application has read; -1 once it was found not to.
         self._reads = 0
         # The loop's alone: set while the client waits.
         self._room: asyncio.Future[None] | None = None
@@ -85,8 +85,7 @@ class RequestBody:
                 return None
             # In here, because the reader looks at it.
             room = self._room = self._mailbox.loop.create_future()
-            reader_active = self._opened and self._reads >= 0
-        if reader_active:
+        if self._reads >= 0:
             self._wait_for_reader()
         else:
             self._spill()
@@ -117,8 +116,7 @@ class RequestBody:
             if self._reads != reads:
                 self._wait_for_reader()
             else:
-                # From now on until its next read, without patience.
-                self._reads = -1
+                self._reads = -1  # until its next read, no more patience
                 self._spill()
 
         self._patience = self._mailbox.loop.call_later(_PATIENCE_S, on_timeout)
@@ -179,7 +177,6 @@ class RequestBody:
     def open(self) -> BinaryIO:
         """Return the file object for `wsgi.input`."""
         with self._changed:
-            self._opened = True
             if self.ended and self._file is None and not self._spilling:
                 data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
                 self._chunks.clear()
@@ -195,8 +192,7 @@ class RequestBody:
             self._reads = max(self._reads, 0) + 1
             while True:
                 if self._error is not None:
-                    # A fresh one each time: a raised exception collects tracebacks.
-                    raise type(self._error)(*self._error.args)
+                    raise self._error.with_traceback(None)
                 on_disk = self._file_end - self._file_start
                 if on_disk:
                     break
