@@ -88,7 +88,7 @@ class AccessLog:
         logger_class = type(log)
         enabled = bool(getattr(log, "access_log_enabled", True))
         self._standard = _is_standard(logger_class)
-        self._logs = enabled or not (self._standard or logger_class is Logger)
+        self._logs = enabled or getattr(logger_class, "access", None) is not Logger.access
         # Whether anybody looks into an environ that no application made.
         self._needs_environ = self._post_request is not None or (
             self._logs and not self._standard and (enabled or logger_class is not Statsd)

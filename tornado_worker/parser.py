@@ -23,6 +23,8 @@ except ImportError as e:  # pragma: no cover - a Gunicorn that was reorganised
         " (gunicorn>=26.2,<28)"
     ) from e
 
+from tornado_worker.lenient import LENIENCIES, LenientProtocol
+
 __all__ = [
     "POOLED_READ_MAX",
     "MessageParser",
@@ -39,6 +41,12 @@ __all__ = [
 POOLED_READ_MAX = 16 * 1024
 # Enough for every message of a busy moment to find one; each holds about 5 KB.
 _POOL_SIZE = 128
+
+# The size of the C parser's array of fields.
+_FAST_FIELDS_MAX = 256
+# A limit for what has none (bytes): that of Gunicorn's own parsers.
+_UNLIMITED = 1024 * 1024
+_ONLY_LENIENT = {*LENIENCIES} - {"permit_unconventional_http_version"}
 
 # What Gunicorn's own workers answer, by the name of the parser's exception: the
 # C and the Python parser have classes of the same names that are not related.
@@ -102,6 +110,9 @@ class ParserOptions:
     limit_request_field_size: int = 65536
     permit_unconventional_http_method: bool = False
     permit_unconventional_http_version: bool = False
+    permit_obsolete_folding: bool = False
+    strip_header_spaces: bool = False
+    casefold_http_method: bool = False
 
 
 class MessageParser:
@@ -151,6 +162,36 @@ class MessageParser:
         self.fed = 0
 
 
+def _parser_class(options: ParserOptions) -> Any:
+    """Return the fastest parser that does what `options` ask for."""
+    setting = options.http_parser
+    if setting not in ("auto", "fast", "python"):
+        raise ValueError(f"http_parser: expected auto, fast or python; got {setting!r}")
+    lenient = {name for name in LENIENCIES if getattr(options, name)}
+    too_many = not 0 < options.limit_request_fields <= _FAST_FIELDS_MAX
+    if setting == "fast":
+        # As in Gunicorn, which also leaves it to the C parser which odd versions it knows.
+        if unknown := sorted(lenient & {"permit_obsolete_folding", "strip_header_spaces"}):
+            raise RuntimeError(
+                f"http_parser = 'fast' cannot be had with {' and '.join(unknown)}:"
+                " set http_parser to 'auto' or 'python', or turn that off"
+            )
+        lenient -= {"permit_unconventional_http_version"}
+        if too_many:
+            raise RuntimeError(
+                f"http_parser = 'fast' reads at most {_FAST_FIELDS_MAX} fields: set http_parser to"
+                f" 'auto' or 'python', or limit_request_fields (now {options.limit_request_fields})"
+            )
+    fast = None if setting == "python" else load_fast_parser()
+    if setting == "fast" and fast is None:
+        raise RuntimeError(
+            "http_parser = 'fast' needs gunicorn_h1c >= 0.6.9: pip install 'tornado-worker[fast]'"
+        )
+    if lenient:
+        return LenientProtocol
+    return PythonProtocol if fast is None or too_many else fast
+
+
 class ParserPool:
     """Parsers for the connections that are in the middle of a message.
 
@@ -159,30 +200,24 @@ class ParserPool:
     """
 
     def __init__(self, options: ParserOptions) -> None:
-        setting = options.http_parser
-        if setting not in ("auto", "fast", "python"):
-            raise ValueError(f"http_parser: expected auto, fast or python; got {setting!r}")
-        fast = None if setting == "python" else load_fast_parser()
-        if setting == "fast" and fast is None:
-            raise RuntimeError(
-                "http_parser = 'fast' needs gunicorn_h1c >= 0.6.9:"
-                " pip install 'tornado-worker[fast]'"
-            )
-        self.name = "fast" if fast is not None else "python"
-        self._class = fast or PythonProtocol
+        self._class = _parser_class(options)
+        fast = self._class not in (PythonProtocol, LenientProtocol)
+        self.name = "fast" if fast else "python"
         #: Returns the fields of a message whose head is complete, names in lower case.
-        self.fields = operator.attrgetter("headers" if fast is None else "asgi_headers")
+        self.fields = operator.attrgetter("asgi_headers" if fast else "headers")
         self._options: dict[str, Any] = {
             field.name: getattr(options, field.name)
             for field in dataclasses.fields(options)
             if field.name != "http_parser"
+            and (self._class is LenientProtocol or field.name not in _ONLY_LENIENT)
         }
-        if fast is not None:
+        # 0 means "no limit" in Gunicorn's documentation. The C parser takes it
+        # literally, the Python parser goes by how a field arrives.
+        for name in ("limit_request_line", "limit_request_field_size"):
+            self._options[name] = self._options[name] or _UNLIMITED
+        if fast:
             # Nothing is fed behind a message's end, so one read bounds the tail.
             self._options["limit_remaining"] = 0
-            # 0 means "no limit" in Gunicorn's documentation; the C parser takes
-            # it literally. The value is the one its Python parser falls back to.
-            self._options["limit_request_line"] = options.limit_request_line or 1024 * 1024
         self._free: list[MessageParser] = []
 
     def acquire(self) -> MessageParser:

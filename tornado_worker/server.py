@@ -207,6 +207,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         limit_request_field_size: int | None = None,
         permit_unconventional_http_method: bool = False,
         permit_unconventional_http_version: bool = False,
+        permit_obsolete_folding: bool = False,
+        strip_header_spaces: bool = False,
+        casefold_http_method: bool = False,
         header_timeout: float | None = 60.0,
         keepalive_timeout: float | None = None,
         stall_timeout: float = 60.0,
@@ -239,6 +242,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 ),
                 permit_unconventional_http_method=permit_unconventional_http_method,
                 permit_unconventional_http_version=permit_unconventional_http_version,
+                permit_obsolete_folding=permit_obsolete_folding,
+                strip_header_spaces=strip_header_spaces,
+                casefold_http_method=casefold_http_method,
             )
         )
         self.policy = policy

@@ -42,12 +42,15 @@ _SETTINGS = {
 }
 # HTTPServer arguments that bear their setting's name.
 _SAME_NAME = (
+    "casefold_http_method",
     "http_parser",
     "limit_request_field_size",
     "limit_request_fields",
     "limit_request_line",
+    "permit_obsolete_folding",
     "permit_unconventional_http_method",
     "permit_unconventional_http_version",
+    "strip_header_spaces",
 )
 
 # What Gunicorn's parsers take for a request line without a limit (bytes).

@@ -1,0 +1,253 @@
+"""Gunicorn's leniencies and limits: lenient.py, and which parser parser.py chooses."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
+
+from gunicorn_process import GunicornProcess
+from tornado_worker.lenient import LENIENCIES, LenientProtocol
+from tornado_worker.parser import ParserOptions, ParserPool, load_fast_parser
+
+REQUEST = b"GET /a HTTP/1.1\r\nHost: a\r\n"
+CASES = {
+    "folding": b"GET /a HTTP/1.1\r\nHost: a\r\nX: one\r\n  two\r\n\tthree\r\n\r\n",
+    "folded first": b"GET /a HTTP/1.1\r\n X: one\r\n\r\n",
+    "spaces": b"GET /a HTTP/1.1\r\nHost : a\r\nX \t: y\r\n\r\n",
+    "spaces only": b"GET /a HTTP/1.1\r\n : a\r\n\r\n",
+    "lower case": b"get /a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "short method": b"Q /a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "bad method": b"G@T /a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "version 1.2": b"GET /a HTTP/1.2\r\nHost: a\r\n\r\n",
+    "version 2.0": b"GET /a HTTP/2.0\r\nHost: a\r\n\r\n",
+    "version 1.0": b"GET /a HTTP/1.0\r\n\r\n",
+    "version 1.10": b"GET /a HTTP/1.10\r\n\r\n",
+    "plain": b"POST /a?b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    "empty line": b"\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two empty lines": b"\r\n\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no fields": b"GET /a HTTP/1.1\r\n\r\n",
+    "bare LF": b"GET /a HTTP/1.1\r\nHost: a\nX: y\r\n\r\n",
+    "two hosts": b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "two lengths": b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "folded length": b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n 2\r\n\r\nabc",
+    "spaced framing": (
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    ),
+    "both framings": (
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding : chunked\r\nContent-Length: 3\r\n\r\nabc"
+    ),
+    "long line": b"GET /" + b"a" * 300 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    "long field": b"GET /a HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 300 + b"\r\n\r\n",
+    "long folded field": REQUEST + b"X: y\r\n" + b" y\r\n" * 100 + b"\r\n",
+    "many fields": b"GET /a HTTP/1.1\r\n" + b"X: y\r\n" * 20 + b"\r\n",
+    "NUL": REQUEST + b"X: a\0b\r\n\r\n",
+    "latin-1": REQUEST + b"X: \xe4\r\n\r\n",
+}
+LIMITS = {
+    "limit_request_line": 200,
+    "limit_request_fields": 10,
+    "limit_request_field_size": 200,
+}
+ON = (
+    {},
+    {"permit_obsolete_folding": True},
+    {"strip_header_spaces": True},
+    {"casefold_http_method": True},
+    {"casefold_http_method": True, "permit_unconventional_http_method": True},
+    {"permit_unconventional_http_version": True},
+    {"permit_obsolete_folding": True, "strip_header_spaces": True},
+)
+
+
+def read_by_gunicorn(data: bytes, settings: dict[str, Any]) -> Any:
+    cfg = Config()
+    for name, value in {**LIMITS, **settings, "http_parser": "python"}.items():
+        cfg.set(name, value)
+    try:
+        request = Request(cfg, IterUnreader(iter([data])), ("127.0.0.1", 1))
+    except Exception as e:
+        return type(e).__name__
+    fields = [(name.lower(), value) for name, value in request.headers]
+    return request.method, request.uri, max(request.version, (1, 0)), fields, request.body.read()
+
+
+def read_by_us(data: bytes, settings: dict[str, Any], size: int) -> Any:
+    body: list[bytes] = []
+    parser = LenientProtocol(on_body=body.append, **LIMITS, **settings)
+    for _ in range(2):  # the second time after reset()
+        body.clear()
+        try:
+            for start in range(0, len(data), size):
+                parser.feed(data[start : start + size])
+        except Exception as e:
+            return type(e).__name__
+        if not parser.is_complete:
+            return "incomplete"
+        fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in parser.headers]
+        result = (
+            parser.method.decode(),
+            parser.path.decode(),
+            parser.http_version,
+            fields,
+            b"".join(body),
+        )
+        assert parser.remaining() == b""
+        parser.reset()
+    return result
+
+
+@pytest.mark.parametrize("settings", ON, ids=lambda on: "+".join(on) or "strict")
+@pytest.mark.parametrize("case", CASES)
+def test_reads_what_gunicorn_reads_and_refuses_what_it_refuses(
+    case: str, settings: dict[str, Any]
+) -> None:
+    data = CASES[case]
+    expected = read_by_gunicorn(data, settings)
+    for size in (len(data), 7, 1):
+        result = read_by_us(data, settings, size)
+        if isinstance(expected, str) and case == "bare LF":
+            assert isinstance(result, str)
+        else:
+            assert result == expected, size
+
+
+def test_bytes_behind_a_message_remain() -> None:
+    parser = LenientProtocol(strip_header_spaces=True)
+    parser.feed(REQUEST + b"X : y\r\n\r\n" + REQUEST)
+    assert parser.is_complete and parser.remaining() == REQUEST
+
+
+def test_endless_line_is_refused_before_it_ends() -> None:
+    parser = LenientProtocol(limit_request_line=100)
+    with pytest.raises(Exception) as info:  # noqa: PT012
+        for _ in range(20):
+            parser.feed(b"GET /aaaaa")
+    assert type(info.value).__name__ == "LimitRequestLine"
+
+
+# -- which parser --------------------------------------------------------------
+
+needs_fast = pytest.mark.skipif(load_fast_parser() is None, reason="needs gunicorn_h1c")
+
+
+def name_of(**options: Any) -> str:
+    parser = ParserPool(ParserOptions(**{"limit_request_fields": 100, **options})).acquire()
+    return type(parser.protocol).__name__
+
+
+@needs_fast
+@pytest.mark.parametrize("name", LENIENCIES)
+def test_leniency_chooses_the_lenient_parser(name: str) -> None:
+    assert name_of() == "H1CProtocol"
+    assert name_of(**{name: True}) == "LenientProtocol"
+    assert name_of(http_parser="python", **{name: True}) == "LenientProtocol"
+
+
+@needs_fast
+def test_more_fields_than_the_c_parser_has_room_for_choose_the_python_parser() -> None:
+    assert name_of(limit_request_fields=256) == "H1CProtocol"
+    assert name_of(limit_request_fields=257) == "PythonProtocol"
+    assert name_of(limit_request_fields=0) == "PythonProtocol"
+
+
+@needs_fast
+def test_fast_parser_that_cannot_do_what_is_asked_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="permit_obsolete_folding and strip_header_spaces"):
+        name_of(http_parser="fast", strip_header_spaces=True, permit_obsolete_folding=True)
+    with pytest.raises(RuntimeError, match="at most 256 fields"):
+        name_of(http_parser="fast", limit_request_fields=0)
+    assert name_of(http_parser="fast", permit_unconventional_http_version=True) == "H1CProtocol"
+
+
+def test_unknown_parser_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected auto, fast or python; got 'c'"):
+        name_of(http_parser="c")
+
+
+# -- through Gunicorn ----------------------------------------------------------
+
+APP = """
+    from tornado.web import Application, RequestHandler
+
+    class Echo(RequestHandler):
+        SUPPORTED_METHODS = ("GET", "POST", "QUERY")
+        def get(self):
+            request = self.request
+            self.write(f"{request.method} {request.uri} {request.headers.get_list('X')}"
+                       f" {len(request.headers)} {request.body.decode()}")
+        post = query = get
+
+    app = Application([("/.*", Echo)])
+"""
+
+
+def send(server: GunicornProcess, data: bytes) -> tuple[int, str]:
+    with server.connect() as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode("latin-1")
+
+
+def test_leniencies_and_large_limits_work_in_a_worker(
+    gunicorn: Callable[..., GunicornProcess],
+) -> None:
+    server = gunicorn(
+        APP,
+        config="""
+            permit_obsolete_folding = True
+            strip_header_spaces = True
+            casefold_http_method = True
+            permit_unconventional_http_method = True
+            permit_unconventional_http_version = True
+            limit_request_fields = 0
+            limit_request_line = 0
+            limit_request_field_size = 0
+        """,
+    )
+    close = b"Connection: close\r\n"
+    status, body = send(
+        server,
+        b"post /x HTTP/2.0\r\nHost: a\r\nX : 1\r\n 2\r\nContent-Length: 3\r\n" + close + b"\r\nabc",
+    )
+    assert (status, body) == (200, "POST /x ['1 2'] 4 abc")
+    fields = b"".join(b"A%d: b\r\n" % i for i in range(1000))
+    assert send(server, REQUEST + close + fields + b"\r\n") == (200, "GET /a [] 1002 ")
+    status, body = send(
+        server, b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\nHost: a\r\n" + close + b"\r\n"
+    )
+    assert (status, len(body)) == (200, 20004 + len("  [] 2 "))
+    status, body = send(server, REQUEST + close + b"X: " + b"y" * 200000 + b"\r\n\r\n")
+    assert (status, body.count("y")) == (200, 200000)
+
+
+def test_limits_refuse_in_a_worker(gunicorn: Callable[..., GunicornProcess]) -> None:
+    server = gunicorn(
+        APP,
+        config="""
+            limit_request_fields = 4
+            limit_request_line = 50
+            limit_request_field_size = 50
+        """,
+    )
+    assert send(server, b"GET /a HTTP/1.0\r\n" + b"A: b\r\n" * 4 + b"\r\n")[0] == 200
+    assert send(server, b"GET /a HTTP/1.0\r\n" + b"A: b\r\n" * 5 + b"\r\n")[0] == 431
+    assert send(server, b"GET /" + b"a" * 36 + b" HTTP/1.0\r\n\r\n")[0] == 200
+    assert send(server, b"GET /" + b"a" * 37 + b" HTTP/1.0\r\n\r\n")[0] == 414
+    assert send(server, b"GET /a HTTP/1.0\r\nA: " + b"b" * 45 + b"\r\n\r\n")[0] == 200
+    assert send(server, b"GET /a HTTP/1.0\r\nA: " + b"b" * 46 + b"\r\n\r\n")[0] == 431
+    # Without the leniencies, what they allow is refused.
+    for data in (
+        REQUEST + b"X: 1\r\n 2\r\n\r\n",
+        REQUEST + b"X : 1\r\n\r\n",
+        b"get /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/1.2\r\nHost: a\r\n\r\n",
+    ):
+        assert send(server, data)[0] == 400
