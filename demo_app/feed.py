@@ -129,7 +129,7 @@ class Feed:
         return found[::-1][:BATCH_LIMIT]
 
     async def _follow(self) -> None:
-        delay = 0.1
+        delay = 0.0
         fell_behind = False
         while True:
             try:
@@ -137,13 +137,16 @@ class Feed:
                     await self._restart()
                     fell_behind = False
                 self._append(await self._store.tail(self._head, TAIL_LIMIT, TAIL_WAIT_S))
-                delay = 0.1
+                if delay:
+                    log.warning("the store answers again")
+                delay = 0.0
             except UnknownCursor:
                 fell_behind = True
             except StoreUnavailable as error:
-                log.error("the store does not answer, trying again in %g s: %s", delay, error)
+                if not delay:
+                    log.error("the store does not answer: %s", error)
+                delay = min(delay * 2 or 0.1, 2.0)
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
             except Exception:
                 # Broad: the feed must not end while the process serves.
                 log.exception("following the store failed")

@@ -166,8 +166,8 @@ class Presence:
                 self._reports = await self._store.reports()
             for room in self._feed.listened():
                 self._set_state(room)
-        except StoreUnavailable as error:
-            log.warning("presence is out of date: %s", error)
+        except StoreUnavailable:
+            pass  # out of date until it is back; the feed has said so
         except Exception:
             # Broad: presence must go on, and chat does not depend on it.
             log.exception("presence failed")

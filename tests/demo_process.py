@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,11 +26,13 @@ __all__ = [
     "free_port",
     "need_module",
     "need_program",
+    "run_nginx",
     "run_redis",
     "start_chat",
 ]
 
 CONFIG = REPOSITORY / "demo_app" / "gunicorn.conf.py"
+NGINX_CONFIG = REPOSITORY / "demo_app" / "deploy" / "nginx.conf"
 
 CHROMIUM_ARGUMENTS = [
     "--headless",
@@ -80,15 +82,16 @@ def start_chat(
     *,
     workers: int = 2,
     env: dict[str, str] | None = None,
+    args: Iterable[str] = (),
     **kwargs: Any,
 ) -> GunicornProcess:
     """Start the shipped configuration, as the README does, with its data in `data`."""
     need_module("flask")
     process = gunicorn(
         app=None,
-        worker_class=os.environ.get("CHAT_TEST_WORKER"),
+        worker_class=None,
         # The last -c counts; the control socket would be shared between tests.
-        args=["-c", str(CONFIG), "--no-control-socket"],
+        args=["-c", str(CONFIG), "--no-control-socket", *args],
         env={
             "CHAT_DATA": str(data),
             "WEB_CONCURRENCY": str(workers),
@@ -132,3 +135,47 @@ def run_redis(directory: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def run_nginx(directory: Path, upstream_port: int) -> Iterator[str]:
+    """Run nginx with the shipped configuration, its two addresses changed; give its URL."""
+    program = need_program("nginx")
+    shipped = NGINX_CONFIG.read_text()
+    port = free_port()
+    for old, new in [
+        ("server 127.0.0.1:8000 ", f"server 127.0.0.1:{upstream_port} "),
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+    ]:
+        assert shipped.count(old) == 1
+        shipped = shipped.replace(old, new)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "chat.conf").write_text(shipped)
+    temporary = "".join(
+        f"  {name}_temp_path {directory}/{name};\n"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "nginx.conf").write_text(
+        f"daemon off;\nmaster_process off;\npid {directory}/nginx.pid;\n"
+        f"error_log {directory}/error.log warn;\nevents {{ worker_connections 2048; }}\n"
+        f"http {{\n  access_log off;\n{temporary}  include {directory}/chat.conf;\n}}\n"
+    )
+    command = [program, "-p", str(directory), "-c", str(directory / "nginx.conf")]
+    check = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stderr
+    assert "[warn]" not in check.stderr, check.stderr
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        wait_until(listens, TIMEOUT_S, "nginx listening")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT_S)
+        log = (directory / "error.log").read_text()
+        print(log)

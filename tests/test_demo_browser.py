@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo_process import CHROMIUM_ARGUMENTS, need_module, need_program, start_chat
+from demo_process import (
+    CHROMIUM_ARGUMENTS,
+    need_module,
+    need_program,
+    run_nginx,
+    run_redis,
+    start_chat,
+)
 from gunicorn_process import GunicornProcess
 
 if TYPE_CHECKING:
@@ -148,3 +155,260 @@ def test_reload_changes_only_the_pid(
         assert page.get_attribute("body", "data-way") == way
         assert page.locator(".failed").count() == 0
     assert said(one) == said(two)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_chat_behind_nginx_survives_reload_and_kill(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data")
+    with run_nginx(tmp_path / "nginx", server.port) as url:
+        one = window(f"{url}/rooms/lobby?via={way}")
+        two = window(f"{url}/rooms/lobby?via={way}")
+        assert one.get_attribute("body", "data-way") == way
+        expected = []
+        for number in range(12):
+            if number == 3:
+                server.signal(signal.SIGHUP)
+            if number == 8:
+                server.signal_worker(server.worker_pids()[-1], signal.SIGKILL)
+            text = f"message {number:02} of twelve"
+            expected.append(text)
+            say((one, two)[number % 2], text)
+        for page in (one, two):
+            expect_count(page, ".message:not(.pending) .bubble", len(expected))
+            assert sorted(said(page)) == expected
+            assert page.locator(".failed, .pending").count() == 0
+        assert said(one) == said(two)
+
+
+def test_page_falls_back_to_the_way_that_works(
+    gunicorn: Callable[..., GunicornProcess], browser: Browser, tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    context = browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
+    page = context.new_page()
+    # A network that lets no WebSocket through: the server's answer to the
+    # handshake is lost, as behind a proxy that does not know it.
+    page.route_web_socket(re.compile("/socket"), lambda socket: socket.close())
+    page.goto(f"{server.url}/rooms/lobby")
+    page.wait_for_selector("body[data-state=live][data-way=sse]")
+    assert "Automatic · server-sent events" in page.inner_text("#way option:first-child")
+    expect_text(page, "#status", "Live by server-sent events")
+    # And one that holds streams back, too.
+    page.route("**/events?*", lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("body[data-state=live][data-way=poll]")
+    say(page, "by long polling")
+    wait_said(page, "by long polling")
+    context.close()
+
+
+def test_page_does_not_step_down_while_the_server_is_away(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    port = server.port
+    page = window(f"{server.url}/rooms/lobby")
+    server.close()
+    page.wait_for_selector("body[data-state=reconnecting]")
+    say(page, "written while it was away")
+    page.wait_for_selector(".pending")
+    page.wait_for_timeout(3000)  # time enough to try more than once
+    # A reload of the page forgets nothing that was written, either.
+    start_chat(
+        gunicorn, tmp_path / "data", workers=1, bind=f"127.0.0.1:{port}", directory=tmp_path / "2"
+    )
+    page.wait_for_selector("body[data-state=live][data-way=websocket]")
+    wait_said(page, "written while it was away")
+    assert said(page) == ["written while it was away"]
+
+
+def test_message_waits_out_a_reload_of_the_page(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    page.route("**/messages", lambda route: route.abort())
+    say(page, "kept over a reload")
+    page.wait_for_selector(".pending")
+    page.reload()
+    page.wait_for_selector(".pending")
+    page.unroute("**/messages")
+    wait_said(page, "kept over a reload")
+    assert page.locator(".pending").count() == 0
+
+
+def test_html_in_messages_and_names_stays_text(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    one = window(f"{server.url}/rooms/lobby")
+    two = window(f"{server.url}/rooms/lobby")
+    attack = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    one.click("#rename")
+    one.fill("#name", "<b>Ann</b>")
+    one.click("#name-form button[type=submit]")
+    expect_text(one, "#my-name", "<b>Ann</b>")
+    link = "https://example.org/?a=1&b=<script>"
+    say(one, f"{attack} {link} javascript:alert(1)")
+    wait_said(two, attack)
+    assert said(two) == [f"{attack} {link} javascript:alert(1)"]
+    assert two.locator(".message img, .message script, .message b b").count() == 0
+    assert two.locator(".message .name").all_inner_texts() == ["<b>Ann</b>"]
+    links = two.locator(".bubble a")
+    assert links.count() == 1
+    assert links.get_attribute("href") == "https://example.org/?a=1&b="
+    assert "owned" not in two.title()
+
+
+def test_rooms_are_apart_and_remember_what_was_said(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data")
+    one = window(f"{server.url}/")
+    two = window(f"{server.url}/rooms/lobby")
+    say(one, "in the lobby")
+    wait_said(two, "in the lobby")
+
+    one.fill("#new-room", "Other Room")
+    one.press("#new-room", "Enter")
+    expect_text(one, "#room-name", "#other-room")
+    assert one.url.endswith("/rooms/other-room")
+    one.wait_for_selector("#empty:not([hidden])")
+    say(one, "in the other room")
+    wait_said(one, "in the other room")
+    assert said(one) == ["in the other room"]
+    # The other window is told by a mark beside the room.
+    two.wait_for_selector("#rooms a.unread[data-room=other-room]")
+    two.click("#rooms a[data-room=other-room]")
+    wait_said(two, "in the other room")
+    two.go_back()
+    wait_said(two, "in the lobby")
+    assert said(two) == ["in the lobby"]
+
+
+def test_long_history_is_loaded_page_by_page(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    one = window(f"{server.url}/rooms/lobby")
+    for number in range(120):
+        say(one, f"number {number:03}")
+    wait_said(one, "number 119")
+    two = window(f"{server.url}/rooms/lobby")
+    assert said(two) == [f"number {number:03}" for number in range(70, 120)]
+    for count in (100, 120):
+        two.click("#earlier")
+        expect_count(two, ".message", count)
+    assert said(two) == [f"number {number:03}" for number in range(120)]
+    assert two.is_hidden("#earlier")
+
+
+def test_limits_are_shown_before_and_after_sending(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    env = {"CHAT_MAX_ROOMS": "1", "CHAT_MAX_TEXT": "20"}
+    server = start_chat(gunicorn, tmp_path / "data", workers=1, env=env)
+    page = window(f"{server.url}/rooms/lobby")
+    page.fill("#text", "x" * 21)
+    expect_text(page, "#counter", "21 of 20")
+    assert page.is_disabled("#send")
+    say(page, "x" * 20)
+    wait_said(page, "x" * 20)
+
+    page.goto(f"{server.url}/rooms/second")
+    page.wait_for_selector("body[data-state=live]")
+    say(page, "too many rooms")
+    page.wait_for_selector(".failed")
+    assert "there are 1 rooms already" in page.inner_text(".failure")
+    page.get_by_role("button", name="Discard").click()
+    expect_count(page, ".message", 0)
+
+
+def test_keyboard_is_enough(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    wait_said(page, "second line")
+    assert said(page) == ["first line\nsecond line"]
+    # Everything that can be used can be reached, in the order in which it is read.
+    page.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.dataset.room")
+        )
+        if reached[-1] == "text":
+            break
+    for name in ("theme", "lobby", "new-room", "rename", "archive", "way", "log", "text"):
+        assert name in reached
+
+
+def test_phone_has_no_sideways_scrolling_and_a_drawer(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(
+        f"{server.url}/rooms/lobby", viewport={"width": 320, "height": 640}, color_scheme="dark"
+    )
+    say(page, "a_very_long_word_" * 20)
+    wait_said(page, "a_very_long_word")
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    assert page.is_hidden("#rooms")
+    page.click("#menu")
+    page.wait_for_selector("#rooms", state="visible")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#rooms", state="hidden")
+    assert page.evaluate("document.activeElement.id") == "menu"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == "rgb(16, 20, 27)"
+
+
+def test_chat_on_redis(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    (tmp_path / "redis").mkdir()
+    with run_redis(tmp_path / "redis") as url:
+        # Two servers that share nothing else, as on two machines.
+        servers = [
+            start_chat(gunicorn, tmp_path / f"data{n}", workers=1, env={"CHAT_REDIS_URL": url})
+            for n in range(2)
+        ]
+        one, two = (window(f"{server.url}/rooms/lobby") for server in servers)
+        say(one, "from one machine")
+        wait_said(two, "from one machine")
+        say(two, "to the other")
+        wait_said(one, "to the other")
+        expect_text(one, "#here", "2")
+        for server in servers:
+            server.close()
+
+
+def test_status_page_shows_the_workers(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=2)
+    window(f"{server.url}/rooms/lobby?via=poll")
+    page = window(f"{server.url}/status", wait=False)
+    expect_text(page, "#total-workers", "2")
+    expect_text(page, "#total-listening", "1")
+    rows = page.locator("#workers tr")
+    pids = {row.split()[0] for row in rows.all_inner_texts()}
+    assert pids == set(map(str, server.worker_pids()))
+
+
+def expect_count(page: Page, selector: str, count: int) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_count(count, timeout=TIMEOUT_MS)

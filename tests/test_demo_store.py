@@ -221,7 +221,8 @@ async def main():
     number = 0
     while True:
         number += 1
-        posted = await store.post(Draft("lobby", sys.argv[1], "n", "t", f"{sys.argv[1]}-{number:08}"))
+        client_id = f"{sys.argv[1]}-{number:08}"
+        posted = await store.post(Draft("lobby", sys.argv[1], "n", "t", client_id))
         # Written in one piece: what is read has been acknowledged.
         os.write(1, f"{posted.message.id} {posted.message.client_id}\\n".encode())
 
