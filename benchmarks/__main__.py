@@ -16,13 +16,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.environment import describe_environment
 from benchmarks.floor import measure_floor
 from benchmarks.loads import Plan, Sample, WrkLoad
-from benchmarks.measure import choose_cores, raise_open_file_limit
+from benchmarks.measure import MachineUse, choose_cores, raise_open_file_limit
 from benchmarks.report import (
     environment_lines,
     headline_lines,
@@ -41,6 +41,10 @@ ROUNDS = 9
 SECONDS = 1.0
 QUICK_ROUNDS = 2
 QUICK_BUDGET_S = 110.0
+
+# With --patient: how much others may have used, and how often to try for it.
+QUIET_PERCENT = 5.0
+PATIENCE = 20
 
 
 def main() -> int:
@@ -63,13 +67,14 @@ def main() -> int:
     began = time.monotonic()
     environment = describe_environment(server_cores, client_cores)
     print("# Benchmark\n", *environment_lines(environment), "", sep="\n", flush=True)
+    take = _take_quiet_sample if arguments.patient else _take_sample
     results: dict[str, dict[str, list[Sample]]] = {}
     scenarios = _chosen_scenarios(arguments, usable)
     for index, (scenario, names) in enumerate(scenarios, 1):
         # With --quick each scenario has its share of the time: on a slow or
         # busy machine later ones make do with one round.
         share = QUICK_BUDGET_S * index / len(scenarios) if arguments.quick else math.inf
-        samples, abouts = _run_scenario(scenario, names, rounds, plan, began + share)
+        samples, abouts = _run_scenario(scenario, names, rounds, plan, began + share, take)
         if samples:
             results[scenario.name] = samples
             print(*scenario_lines(scenario, samples, abouts), "", sep="\n", flush=True)
@@ -93,6 +98,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--rounds", type=int, help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})")
     add("--seconds", type=float, help=f"of a sample (default {SECONDS})")
     add("--json", type=Path, metavar="FILE", help="write every sample and verdict there")
+    add("--patient", action="store_true", help="repeat samples while other processes are busy")
     add("--no-pin", action="store_true", help="let server and clients use any core")
     add("--list", action="store_true", help="show scenarios and workers, and what is missing")
     return parser.parse_args()
@@ -144,7 +150,12 @@ def _chosen_scenarios(
 
 
 def _run_scenario(
-    scenario: Scenario, names: list[str], rounds: int, plan: Plan, enough_at: float
+    scenario: Scenario,
+    names: list[str],
+    rounds: int,
+    plan: Plan,
+    enough_at: float,
+    take: Callable[[Scenario, Worker, Plan], tuple[Sample, str]],
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
     """Run the rounds, but begin none after `enough_at`.
 
@@ -158,7 +169,7 @@ def _run_scenario(
         for name in list(samples):
             print(f"{scenario.name}: round {number + 1}/{rounds}: {name}", file=sys.stderr)
             try:
-                sample, about = _take_sample(scenario, WORKERS[name], plan)
+                sample, about = take(scenario, WORKERS[name], plan)
             except Exception as error:  # whatever it is, the other workers go on
                 print(f"{scenario.name}: {name} FAILED: {error}", file=sys.stderr)
                 abouts[name] = f"FAILED ({str(error).splitlines()[0]})"
@@ -169,10 +180,25 @@ def _run_scenario(
     return samples, abouts
 
 
+def _take_quiet_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample, str]:
+    """Take a sample again while others were busy, but not for ever."""
+    best: tuple[Sample, str] | None = None
+    for _ in range(PATIENCE):
+        sample, about = _take_sample(scenario, worker, plan)
+        if best is None or sample["others_percent"] < best[0]["others_percent"]:
+            best = sample, about
+        if not sample["others_percent"] > QUIET_PERCENT:
+            break
+    assert best is not None
+    return best
+
+
 def _take_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample, str]:
     if worker.name == FLOOR:
         assert isinstance(scenario.load, WrkLoad)
-        return measure_floor(scenario.load, plan), worker.note
+        use = MachineUse()
+        sample = measure_floor(scenario.load, plan)
+        return sample | {"others_percent": use.percent_by_others(0)}, worker.note
     settings: list[str] = []
     if scenario.threads is not None and worker.has_threads:
         settings += ["--threads", str(scenario.threads)]
@@ -184,8 +210,11 @@ def _take_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample
         cores=plan.server_cores if scenario.pins_server else (),
     )
     with server:
+        use = MachineUse()
+        before = server.cpu_s
         sample = scenario.load.run(server, plan)
-        return sample, _describe(server.about)
+        others = use.percent_by_others(server.cpu_s - before)
+        return sample | {"others_percent": others}, _describe(server.about)
 
 
 def _describe(about: Mapping[str, object]) -> str:

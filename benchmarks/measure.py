@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 __all__ = [
     "Heartbeat",
+    "MachineUse",
     "Memory",
     "choose_cores",
     "cpu_seconds",
@@ -72,6 +73,41 @@ def memory(pid: int) -> Memory:
 def _ps(column: str, pid: int) -> str:
     command = ["ps", "-o", f"{column}=", "-p", str(pid)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class MachineUse:
+    """How busy other processes kept the machine since this object was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._busy = _busy_seconds()
+        self._own = self._own_seconds()
+
+    @staticmethod
+    def _own_seconds() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    def percent_by_others(self, server_s: float) -> float:
+        """Return their share of all cores; NaN where it is not known.
+
+        `server_s` is the CPU time that the measured server used meanwhile.
+        Other children of this process count as its own once waited for.
+        """
+        elapsed = time.monotonic() - self._began
+        own = self._own_seconds() - self._own + server_s
+        used = _busy_seconds() - self._busy - own
+        return max(0.0, 100 * used / elapsed / (os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float:
+    if not LINUX:
+        return math.nan
+    # user, nice, system, idle, iowait, irq, softirq, steal: all but idle and
+    # iowait, and with what the hypervisor gave to others.
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    ticks = [int(field) for field in fields]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 class Heartbeat:

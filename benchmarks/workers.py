@@ -103,7 +103,9 @@ WORKERS: dict[str, Worker] = {
             ("aiohttp", "uvloop"),
             {"native": "benchmarks.apps.aiohttp_app:app"},
         ),
-        Worker(FLOOR, "", "the Tornado handler without I/O, plus a bare uvloop responder"),
+        Worker(
+            FLOOR, "", "the Tornado handler without I/O, plus a bare uvloop responder", ("uvloop",)
+        ),
     )
 }
 
