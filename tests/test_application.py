@@ -364,6 +364,13 @@ def test_module_code_may_run_a_loop_itself(serve, loop):
     assert server.request("/").text == "one two"
 
 
+def test_factory_that_runs_a_loop_itself_is_told_what_to_do(serve):
+    source = "def make_app(): asyncio.run(asyncio.sleep(0))"
+    server = serve(source, "app:make_app", wait=False)
+    assert server.wait_exit() == 3
+    assert server.count_log("^Factories are called on the running event loop") == 1
+
+
 # -- context managers --------------------------------------------------------------
 
 LIFESPAN = """
@@ -634,6 +641,16 @@ def test_work_scheduled_before_the_fork_stops_gunicorn(serve, source, name):
     server = serve(f"{source}\napp = application()", args=["--preload"], wait=False)
     assert server.wait_exit() == 1
     assert server.count_log(f"scheduled work before the fork, .*: {name}. With preload_app") == 1
+    assert "Traceback" not in server.log
+
+
+def test_factory_that_needs_a_loop_before_the_fork_is_explained(serve):
+    source = "def make_app(): asyncio.get_running_loop()"
+    server = serve(source, "app:make_app()", args=["--preload"], wait=False)
+    assert server.wait_exit() == 1
+    assert (
+        server.count_log(r"^Error: preload_app: app:make_app\(\) needs a running event loop") == 1
+    )
     assert "Traceback" not in server.log
 
 

@@ -385,6 +385,20 @@ def test_term_lets_requests_in_flight_finish(serve, loop):
     assert server.wait_exit() == 0
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGQUIT", "SIGINT"])
+def test_signal_is_not_lost_before_the_worker_handles_it(serve, number):
+    config = f"""
+        import os, signal
+
+        def post_fork(arbiter, worker):
+            os.kill(os.getpid(), signal.{number})
+        """
+    server = serve(config=config)
+    server.wait_log("Worker exiting")
+    server.signal(signal.SIGKILL)
+    assert "Traceback" not in server.log
+
+
 def test_second_term_changes_nothing(serve, loop):
     server = serve(loop=loop)
     [pid] = server.wait_workers()
@@ -453,6 +467,23 @@ def test_quit_while_the_application_is_imported_ends_the_worker(serve):
     server.wait_log("importing")
     server.signal(signal.SIGQUIT)
     assert server.wait_exit(10) == 0
+
+
+def test_quit_while_the_application_is_loaded_ends_the_worker(serve, loop):
+    server = serve(
+        f"""
+        async def make_app():
+            log.info("loading")
+            await asyncio.sleep({FOREVER})
+        """,
+        app="app:make_app",
+        loop=loop,
+    )
+    server.wait_log("loading")
+    server.signal(signal.SIGQUIT)
+    assert server.wait_exit(10) == 0
+    assert "Task was destroyed" not in server.log
+    assert "Traceback" not in server.log
 
 
 def test_usr1_reopens_log_files(serve, loop):
@@ -586,6 +617,79 @@ def test_what_never_ends_does_not_hold_the_worker(serve, loop, work):
     assert server.count_log(r"Leaving although these have not ended: ") == 1
     assert server.count_log("hook worker_exit") == 1
     assert "SIGKILL" not in server.log
+
+
+def test_idle_threads_of_an_executor_do_not_hold_the_worker(serve):
+    # As tornado.concurrent.run_on_executor has them: not daemons, and the
+    # interpreter ends them only at its own end.
+    server = serve(
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        executor = ThreadPoolExecutor()
+
+        class Use(tornado.web.RequestHandler):
+            async def get(self):
+                await asyncio.get_running_loop().run_in_executor(executor, time.sleep, 0)
+
+        app = tornado.web.Application([("/", Use)])
+        """
+    )
+    [pid] = server.wait_workers()
+    assert server.request("/").status == 200
+    server.signal_worker(pid, signal.SIGTERM)
+    assert server.wait_worker_exit(pid) < 5
+    assert "[WARNING]" not in server.log
+
+
+def test_thread_at_work_is_waited_for(serve, loop):
+    # Longer than `timeout`: what is left of the process must still notify the arbiter.
+    server = serve(
+        """
+        def work():
+            time.sleep(5)
+            log.info("work is done")
+
+        class Work(tornado.web.RequestHandler):
+            def get(self):
+                threading.Thread(target=work).start()
+
+        app = tornado.web.Application([("/", Work)])
+        """,
+        args=["--timeout", 2],
+        loop=loop,
+    )
+    [pid] = server.wait_workers()
+    assert server.request("/").status == 200
+    server.signal_worker(pid, signal.SIGTERM)
+    server.wait_log("work is done")
+    server.wait_worker_exit(pid)
+    assert "[ERROR]" not in server.log
+
+
+def test_thread_that_never_ends_does_not_hold_the_worker(serve):
+    server = serve(
+        f"""
+        threading.Thread(target=time.sleep, args=[{FOREVER}], name="poller").start()
+        """,
+        args=["--graceful-timeout", 2],
+    )
+    assert server.request("/").text == "hello"
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert server.count_log("Leaving although these threads still run: poller$") == 1
+    assert "SIGKILL" not in server.log
+
+
+def test_thread_does_not_keep_a_failure_from_stopping_gunicorn(serve):
+    server = serve(
+        f"""
+        threading.Thread(target=time.sleep, args=[{FOREVER}]).start()
+        raise ValueError("no database")
+        """,
+        wait=False,
+    )
+    assert server.wait_exit() == 3
 
 
 def test_background_tasks_are_cancelled_after_the_last_response(serve, loop):

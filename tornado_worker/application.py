@@ -24,6 +24,8 @@ from tornado import httputil
 from tornado.concurrent import dummy_executor
 from tornado.routing import RuleRouter
 
+from tornado_worker.preload import ADVICE
+
 __all__ = [
     "ApplicationError",
     "Lifespan",
@@ -49,6 +51,11 @@ _WSGI_PARAMETERS = {"environ", "env", "start_response"}
 # application: more turns than this are a factory that returns itself.
 _MAX_STEPS = 10
 
+_RUNNING_LOOP = (
+    "Factories are called on the running event loop that will serve: instead of asyncio.run() or"
+    " IOLoop.run_sync(), make the factory async and await, or do it at module level."
+)
+
 _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = 100
 
@@ -73,9 +80,16 @@ def install_loader(worker_class: type) -> None:
 
     def load_wsgiapp(self: Any) -> Any:
         # A configuration reload can bring another class of workers.
-        if issubclass(self.cfg.worker_class, worker_class):
+        if not issubclass(self.cfg.worker_class, worker_class):
+            return original(self)
+        try:
             return _import_app(self.app_uri)
-        return original(self)
+        except RuntimeError as error:
+            if self.cfg.preload_app and str(error) == "no running event loop":
+                raise RuntimeError(
+                    f"preload_app: {self.app_uri} needs a running event loop. {ADVICE}"
+                ) from error
+            raise
 
     WSGIApplication.load_wsgiapp = load_wsgiapp
 
@@ -179,7 +193,13 @@ class Lifespan:
 
     async def _run(self, load: Callable[[], Any], ready: asyncio.Future[RequestCallback]) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            ready.set_result(await self._resolve(load(), stack))
+            try:
+                app = await self._resolve(load(), stack)
+            except RuntimeError as error:
+                if "event loop" in str(error):
+                    error.add_note(_RUNNING_LOOP)
+                raise
+            ready.set_result(app)
             await self._leave.wait()
 
     async def _resolve(self, obj: Any, stack: contextlib.AsyncExitStack) -> RequestCallback:

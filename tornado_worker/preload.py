@@ -14,9 +14,9 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-__all__ = ["check_preloaded"]
+__all__ = ["ADVICE", "check_preloaded"]
 
-_ADVICE = (
+ADVICE = (
     "With preload_app the application is loaded once, before the workers are forked, and an event"
     " loop does not survive the fork. Create it and what belongs to it in a factory or an async"
     " context manager (`module:make_app`, without parentheses), which every worker calls on its"
@@ -37,13 +37,13 @@ def check_preloaded(log: Any) -> None:
     if waiting := [name for loop in loops for name in _waiting(loop)]:
         raise RuntimeError(
             "preload_app: the application scheduled work before the fork, which would never run:"
-            f" {', '.join(waiting)}. {_ADVICE}"
+            f" {', '.join(waiting)}. {ADVICE}"
         )
     if loops:
         log.warning(
             "preload_app: the application created an event loop before the fork (IOLoop.current()"
             " does): callbacks that it adds to that loop will never run. %s",
-            _ADVICE,
+            ADVICE,
         )
 
 

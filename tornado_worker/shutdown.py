@@ -11,12 +11,13 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Iterable
+import time
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-__all__ = ["end_with_main_thread", "finish_loop", "finish_threads"]
+__all__ = ["end_with_main_thread", "finish_loop"]
 
-_POLL_S = 0.02
+_MOMENT_S = 0.02
 
 
 async def finish_loop(deadline: float) -> list[str]:
@@ -56,7 +57,7 @@ async def _wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -> set[asyn
     if not tasks:
         return set()
     # At least a moment: what ends at once when asked should not be called late.
-    timeout = max(deadline - asyncio.get_running_loop().time(), _POLL_S)
+    timeout = max(deadline - asyncio.get_running_loop().time(), _MOMENT_S)
     _, pending = await asyncio.wait(tasks, timeout=timeout)
     return pending
 
@@ -66,34 +67,35 @@ def _name(task: asyncio.Task[Any]) -> str:
     return str(getattr(coroutine, "__qualname__", coroutine))
 
 
-async def finish_threads(deadline: float) -> list[str]:
-    """Wait until `deadline` (loop time) for the threads that the interpreter would join.
+def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Any) -> None:
+    """Make the process exit with `status` within `timeout` seconds of its main thread's end.
 
-    Returns the names of those that still run.
+    Otherwise the interpreter would wait there for all threads but daemons, for
+    ever if need be; it is also what ends the idle threads of an executor. `beat`
+    is called about once a second until then. If threads are left, their names are
+    logged and `atexit` functions do not run. Does nothing if there are no threads.
     """
-    loop = asyncio.get_running_loop()
-    while names := [
-        thread.name
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.main_thread()
-    ]:
-        if loop.time() >= deadline:
-            break
-        await asyncio.sleep(_POLL_S)
-    return names
-
-
-def end_with_main_thread(status: int) -> None:
-    """Make the process exit with `status` once its main thread has ended.
-
-    The interpreter would wait for every thread that is not a daemon, for ever
-    if need be. Exit hooks of the arbiter still run; `atexit` functions do not.
-    """
+    if not _threads():
+        return
 
     def end() -> None:
         threading.main_thread().join()
+        deadline = time.monotonic() + timeout
+        while (rest := deadline - time.monotonic()) > 0:
+            beat()
+            time.sleep(min(rest, 1.0))
+        # Here only if the interpreter still waits.
+        log.warning("Leaving although these threads still run: %s", ", ".join(_threads()))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
     threading.Thread(target=end, name="end_with_main_thread", daemon=True).start()
+
+
+def _threads() -> list[str]:
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,6 +27,7 @@ from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
 from tornado_worker import supported, wsgi  # noqa: F401
+from tornado_worker.access import make_observer, silence_tornado_access_log
 from tornado_worker.application import (
     ApplicationError,
     Lifespan,
@@ -38,16 +41,20 @@ from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.preload import check_preloaded
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
-from tornado_worker.settings import check_server_options, loop_factory, server_arguments
-from tornado_worker.shutdown import end_with_main_thread, finish_loop, finish_threads
+from tornado_worker.settings import (
+    check_server_options,
+    loop_factory,
+    server_arguments,
+)
+from tornado_worker.shutdown import end_with_main_thread, finish_loop
 
 __all__ = ["TornadoWorker"]
 
 # How long a worker may take to leave after QUIT, INT or a change of a file; the
 # arbiter gives it 2 s when it is itself told to hurry, and then kills.
 _QUICK_EXIT_S = 1.0
-# For the kernel to take the last answers, and a context manager its exit.
-_LAST_BYTES_S = 0.2
+# What is due when its time is over still gets this long, to go out or to end.
+_LAST_MOMENT_S = 0.1
 _POLL_S = 0.02
 # The byte that Gunicorn's reloader writes; signals write their numbers.
 _RELOAD = b"1"
@@ -101,7 +108,18 @@ class TornadoWorker(Worker):
         asyncio.set_event_loop(self._loop)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        super().init_process()
+        try:
+            super().init_process()
+        except SystemExit as leaving:
+            self._end_with_main_thread(_LAST_MOMENT_S, leaving.code)
+            raise
+        except Exception:
+            # What the arbiter makes of it. A thread that the application has
+            # started must not keep it from stopping Gunicorn.
+            self._end_with_main_thread(
+                _LAST_MOMENT_S, -1 if self.booted else Arbiter.WORKER_BOOT_ERROR
+            )
+            raise
 
     def load_wsgi(self) -> None:
         """Load the application and make the server, all of it on the loop that will serve.
@@ -109,8 +127,11 @@ class TornadoWorker(Worker):
         What fails here stops Gunicorn: a worker that has not booted is not replaced.
         """
         self._loop.add_reader(self.PIPE[0], self._on_wakeup)
-        error_log = ErrorLogHandler(self.log.error_log)
+        error_log = ErrorLogHandler(
+            getattr(self.log, "error_log", None) or logging.getLogger("gunicorn.error")
+        )
         error_log.attach()
+        silence_tornado_access_log()
         wsgi.use_settings(self.cfg, self.log)
         try:
             self._load()
@@ -135,6 +156,8 @@ class TornadoWorker(Worker):
         try:
             preimport(self.app)
         except SyntaxError as error:
+            if not self.cfg.reload:
+                raise
             load = partial(self._failure_page, error)
         # Code at module level that used asyncio.run() has left no current loop.
         asyncio.set_event_loop(self._loop)
@@ -143,24 +166,29 @@ class TornadoWorker(Worker):
         try:
             self._runner.run(self._start(load))
         except SyntaxError as error:
+            if not self.cfg.reload:
+                raise
             self._runner.run(self._start(partial(self._failure_page, error)))
 
     async def _start(self, load: Callable[[], Any]) -> None:
         self._loading = asyncio.current_task()
         self._lifespan = Lifespan(name_of(self.app), self._wrap_wsgi)
-        app = await self._lifespan.start(load, self._on_lifespan_failed)
+
+        def load_object() -> Any:
+            self.wsgi = load()
+            return self.wsgi
+
+        app = await self._lifespan.start(load_object, self._on_lifespan_failed)
         self._loading = None
-        self.wsgi = app
         self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
         self.server.worker = self
+        self.server.observer = make_observer(self)
 
     def _wrap_wsgi(self, app: Any) -> RequestCallback:
         return wsgi.WSGIContainer.from_config(app, self.cfg, self.log)
 
     def _failure_page(self, error: SyntaxError) -> Any:
-        """Return Gunicorn's page for a module that cannot be compiled; --reload only."""
-        if not self.cfg.reload:
-            raise error
+        """Return Gunicorn's page for a module that cannot be compiled, until it changes."""
         self.log.exception(error, exc_info=error)
         if self.reloader is not None and error.filename is not None:
             self.reloader.add_extra_file(error.filename)
@@ -178,18 +206,25 @@ class TornadoWorker(Worker):
         # Before this first one the arbiter takes no worker for stuck.
         self.notify()
         self._serving = True
-        try:
-            left = self._runner.run(self._serve())
-        except SystemExit as leaving:  # from handle_abort or _on_quit_overdue
-            end_with_main_thread(leaving.code if isinstance(leaving.code, int) else 1)
-            raise
+        left = self._runner.run(self._serve())
+        self._end_with_main_thread(max(_LAST_MOMENT_S, self._deadline - self._loop.time()))
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
-            end_with_main_thread(0)
         else:
             self._runner.close()
         if self._hurry.is_set():
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _end_with_main_thread(self, timeout: float, status: Any = 0) -> None:
+        # The arbiter's part of the exit closes the file that notify() uses.
+        heartbeat_fd = os.dup(self.tmp.fileno())
+
+        def beat() -> None:
+            now = time.monotonic()
+            os.utime(heartbeat_fd, (now, now))
+
+        status = status if isinstance(status, int) else int(status is not None)
+        end_with_main_thread(status & 0xFF, timeout, beat, self.log)
 
     async def _serve(self) -> list[str]:
         """Serve until something begins a drain, and through it; return what will not end."""
@@ -202,9 +237,7 @@ class TornadoWorker(Worker):
         await self._finish_connections()
         await self._finish_views()
         await self._leave_application()
-        left = await finish_loop(self._deadline)
-        left += [f"thread {name}" for name in await finish_threads(self._deadline)]
-        return left
+        return await finish_loop(self._deadline)
 
     def _beat(self) -> None:
         """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
@@ -247,8 +280,8 @@ class TornadoWorker(Worker):
             timeout = self.cfg.graceful_timeout
         now = self._loop.time()
         # Early: the arbiter counts the same seconds, and then kills.
-        self._connections_deadline = now + timeout - min(2.0, timeout / 10)
-        self._deadline = now + timeout - min(0.5, timeout / 20)
+        self._connections_deadline = now + timeout - min(2.0, timeout / 5)
+        self._deadline = now + timeout - min(1.0, timeout / 10)
         draining.set()
         self.server.begin_drain()
 
@@ -268,13 +301,13 @@ class TornadoWorker(Worker):
         refused, aborted = self.server.abort_all()
         if refused or aborted:
             self.log.warning(
-                "%s: answered %d requests with 503, aborted %d connections",
-                "Quick shutdown" if self._hurry.is_set() else "graceful_timeout is over",
+                "No more time for what is in flight: answered %d requests with 503, aborted %d"
+                " connections",
                 refused,
                 aborted,
             )
         # Until the last bytes are out.
-        await asyncio.wait((drained,), timeout=_LAST_BYTES_S)
+        await asyncio.wait((drained,), timeout=_LAST_MOMENT_S)
 
     async def _finish_views(self) -> None:
         """Wait for WSGI code that runs although its client is gone; name what does not end."""
@@ -290,7 +323,7 @@ class TornadoWorker(Worker):
     async def _leave_application(self) -> None:
         """Leave the application's context managers; what fails there costs nothing else."""
         leaving = asyncio.create_task(self._lifespan.stop())
-        timeout = max(_LAST_BYTES_S, self._deadline - self._loop.time())
+        timeout = max(_LAST_MOMENT_S, self._deadline - self._loop.time())
         await asyncio.wait((leaving,), timeout=timeout)
         if not leaving.done():
             self.log.error("the application's context manager did not exit in time")
@@ -305,6 +338,19 @@ class TornadoWorker(Worker):
         return task.done()
 
     # -- signals -------------------------------------------------------------------
+
+    def init_signals(self) -> None:
+        # What came before now went to the arbiter's handlers, inherited at the
+        # fork: they only queue it, and nobody reads this copy of the queue. A
+        # worker that misses a TERM holds its arbiter for graceful_timeout.
+        arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        super().init_signals()
+        missed = set()
+        if isinstance(arbiter, Arbiter):
+            while not arbiter.SIG_QUEUE.empty():
+                missed.add(arbiter.SIG_QUEUE.get_nowait())
+        for number in missed & {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT}:
+            os.kill(os.getpid(), number)
 
     # Called by the interpreter between any two instructions of the main thread,
     # so these only have the loop do things: except where the loop may be stuck.
