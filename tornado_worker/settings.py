@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn import sock
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
+from tornado.websocket import WebSocketHandler
 
 from tornado_worker.policy import GunicornPolicy
 
-__all__ = ["check_server_options", "loop_factory", "server_arguments"]
+__all__ = [
+    "check_server_options",
+    "limit_websocket_messages",
+    "loop_factory",
+    "parser_options",
+    "server_arguments",
+    "ssl_context",
+]
 
 # HTTPServer arguments that no setting of Gunicorn's covers.
 _OPTIONS = (
@@ -84,7 +93,7 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     `ssl_context` hook raise.
     """
     check_server_options(options)
-    arguments: dict[str, Any] = {name: getattr(cfg, name) for name in _SAME_NAME}
+    arguments = parser_options(cfg)
     arguments["max_header_size"] = _max_header_size(cfg)
     arguments["policy"] = GunicornPolicy(cfg)
     arguments["max_connections"] = cfg.worker_connections
@@ -92,7 +101,7 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.keepalive:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
     if cfg.is_ssl:
-        arguments["ssl_options"] = _ssl_context(cfg)
+        arguments["ssl_options"] = ssl_context(cfg)
     return {**arguments, **options}
 
 
@@ -104,7 +113,31 @@ def _max_header_size(cfg: Any) -> int:
     return int(line + fields * (field_size + 2) + 4)
 
 
-def _ssl_context(cfg: Any) -> ssl.SSLContext:
+def parser_options(cfg: Any) -> dict[str, Any]:
+    """Return the arguments of `ParserOptions`, which HTTPServer takes too."""
+    return {name: getattr(cfg, name) for name in _SAME_NAME}
+
+
+def limit_websocket_messages(cfg: Any) -> None:
+    """Make `websocket_max_message_size` the limit of Tornado's WebSocketHandlers.
+
+    A handler class that overrides `max_message_size`, and the application's
+    setting of the same name as Gunicorn's, come first, as in Tornado.
+    """
+    limit = getattr(cfg, "websocket_max_message_size", None)  # new in Gunicorn 26.3
+    if limit is None:
+        return
+    default = limit or sys.maxsize
+
+    def max_message_size(self: WebSocketHandler) -> int:
+        size: int = self.settings.get("websocket_max_message_size", default)
+        return size
+
+    WebSocketHandler.max_message_size = property(max_message_size)  # type: ignore[assignment]
+
+
+def ssl_context(cfg: Any) -> ssl.SSLContext:
+    """Return the TLS context of `cfg`; calls the user's `ssl_context` hook."""
     context: ssl.SSLContext = sock.ssl_context(cfg)
     # Gunicorn advertises what `http_protocols` lists. A client that was
     # promised h2 would speak it, and be answered with an error.
