@@ -20,6 +20,9 @@ __all__ = ["Acceptor"]
 # Connections taken per turn of the loop and listener: enough for a burst, few
 # enough that open connections and other workers get their turn.
 _BATCH = 64
+# Connections taken from one queue at the end: more than it holds, fewer than a
+# flood of new ones.
+_QUEUE_MAX = 4096
 # Out of descriptors or memory: how long not to accept (seconds).
 _PAUSE_S = 1.0
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -77,6 +80,29 @@ class Acceptor:
         if self._listeners.pop(listener, None) is not None:
             assert self._loop is not None
             self._loop.remove_reader(listener)
+
+    def take_queued(self) -> None:
+        """Accept what waits in queues that nobody else would serve, room or not.
+
+        Before the listeners are closed: with SO_REUSEPORT each has a queue of
+        its own, and closing it resets the clients in it. (New clients may come
+        between the last accept and the close; Linux hands those on to another
+        listener if net.ipv4.tcp_migrate_req is set.)
+        """
+        if not hasattr(socket, "SO_REUSEPORT"):
+            return
+        for listener, address in list(self._listeners.items()):
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+                continue
+            for _ in range(_QUEUE_MAX):
+                try:
+                    conn, peer = listener.accept()
+                except ConnectionAbortedError:
+                    continue
+                except OSError:
+                    break  # the queue is empty, or there is nothing to accept with
+                conn.setblocking(False)
+                self._on_accepted(conn, peer, address)
 
     def room_made(self) -> None:
         """A connection has gone: accept again if only room was missing."""

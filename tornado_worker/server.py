@@ -450,6 +450,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             return
         self._draining = True
         if not self._stopped:
+            self._acceptor.take_queued()
             self.stop()
         if self._loop is not None:
             now = self._loop.time()
