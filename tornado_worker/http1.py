@@ -460,7 +460,7 @@ class ServerConnection(asyncio.Protocol):
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
         gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
-        self._fail(status, data=data)
+        self.fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException) -> None:
         if isinstance(error, httputil.HTTPInputError):
@@ -468,10 +468,12 @@ class ServerConnection(asyncio.Protocol):
             return
         if not isinstance(error, StreamClosedError):
             app_log.error("Uncaught exception", exc_info=error)
-        self._fail(500)
+        self.fail(500)
 
-    def _fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
+    def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
         """End the exchange with `status` or, when it has an answer, by cutting it short."""
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return  # it has ended already
         exchange, self.exchange = self.exchange, None
         answered = exchange is not None and exchange.status != 0
         if exchange is not None:
@@ -487,7 +489,7 @@ class ServerConnection(asyncio.Protocol):
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.abort()
-        elif self.transport is not None and self.phase < Phase.LINGER:
+        else:
             self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
             self._linger()
 
@@ -599,7 +601,7 @@ class ServerConnection(asyncio.Protocol):
             self._close_gently()
         elif phase == Phase.HEAD:
             gen_log.info("Timeout reading header from %s", self.context)
-            self._fail(408)
+            self.fail(408)
         elif phase == Phase.BODY:
             gen_log.info("Timeout reading body from %s", self.context)
             self.abort()
@@ -610,7 +612,7 @@ class ServerConnection(asyncio.Protocol):
         """End now: 503 to a request without an answer (True), else abort (False)."""
         exchange = self.exchange
         if exchange is not None and exchange.status == 0:
-            self._fail(503, b"Retry-After: 1\r\n")
+            self.fail(503, b"Retry-After: 1\r\n")
             return True
         self.abort()
         return False
@@ -620,7 +622,10 @@ class ServerConnection(asyncio.Protocol):
     def takes_response(self, exchange: RequestConnection) -> bool:
         """Tell whether what `exchange` writes still has somebody to go to."""
         return (
-            self.exchange is exchange and self.transport is not None and self.phase < Phase.LINGER
+            self.exchange is exchange
+            and not exchange.write_finished
+            and self.transport is not None
+            and self.phase < Phase.LINGER
         )
 
     def request_is_whole(self) -> bool:
