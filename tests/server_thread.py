@@ -489,11 +489,11 @@ class ServerThread:
 
         return asyncio.run_coroutine_threadsafe(wait(), self.loop)
 
-    def turn(self) -> None:
+    def turn(self, count: int = 3) -> None:
         """Return when the loop has dealt with all that was there to be dealt with."""
         # Three: in the first, a socket may have been polled before it was readable;
         # in the second, this callback may run before the socket's.
-        for _ in range(3):
+        for _ in range(count):
             done = threading.Event()
             self.loop.call_soon_threadsafe(done.set)
             assert done.wait(DEADLINE_S)
@@ -527,6 +527,7 @@ class ServerThread:
             sock = self._client_tls.wrap_socket(sock, server_hostname="localhost")
         client = Client(self, sock)
         self._clients.append(client)
+        self.turn(8)  # accepted, and made a connection of
         return client
 
     def tasks(self) -> set[Any]:

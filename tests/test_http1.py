@@ -12,8 +12,9 @@ import threading
 from typing import Any
 
 import pytest
-from server_thread import Message, Messages, Serve, eventually
 from tornado import httputil, web
+
+from server_thread import Message, Messages, Serve, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+
 from server_thread import EACH_PARSER, Client, Messages, Serve
 
 pytestmark = EACH_PARSER
