@@ -1,4 +1,4 @@
-"""HTTP/1 on an asyncio transport: `ServerConnection`, one TCP, TLS or Unix connection.
+"""HTTP/1 on a connection: messages in, one exchange at a time.
 
 It may know the parser, asyncio and tornado.httputil, and never deals with
 signals, WSGI or listening sockets. The response side of an exchange is
@@ -23,20 +23,16 @@ from tornado.http1connection import _GzipMessageDelegate
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
+from tornado_worker.connection import Connection, Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.fields import request_headers, special_names
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
-from tornado_worker.stream import TransportStream, break_cycles
+from tornado_worker.stream import TransportStream
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
 
-__all__ = ["Phase", "PolicyError", "ServerConnection"]
-
-# Bytes kept for later (a pipelined request, a body nobody takes yet) before
-# the socket is left alone. The read that crosses it is kept as well: at most
-# 256 KB more.
-_HELD_MAX = 64 * 1024
+__all__ = ["PolicyError", "ServerConnection"]
 
 _ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
@@ -59,20 +55,6 @@ _ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)([/?].*)?", re
 _AUTHORITY_FORM = re.compile(r"[^/?#@]+:[0-9]+", re.ASCII)
 
 
-class Phase:
-    """What a connection waits for; the index of its timeout in `HTTPServer.timeouts`."""
-
-    NEW = 0  #: the first byte
-    IDLE = 1  #: another request
-    HEAD = 2  #: the rest of a header section
-    BODY = 3  #: the rest of a body
-    RESPONSE = 4  #: the application
-    LINGER = 5  #: the peer to stop sending, after a last response; input is discarded
-    CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
-    CLOSED = 7
-    DETACHED = 8  #: nothing: a TransportStream has the transport
-
-
 class PolicyError(Exception):
     """A peer said about itself what it may not, or not so; `status` answers it."""
 
@@ -81,64 +63,27 @@ class PolicyError(Exception):
         self.status = status
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(Connection):
     """One connection: reads messages, one exchange at a time.
 
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
-    `since` is the loop time at which `phase` began; `HTTPServer` sweeps over
-    its connections for those that stayed too long, which costs less than a
-    timer for each.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_closed_waiter",
-        "_drain_waiters",
-        "_eof",
-        "_held",
-        "_parser",
-        "_reading_paused",
-        "_unsent",
-        "_unsent_since",
-        "_writing_paused",
-        "context",
-        "draining",
-        "exchange",
-        "loop",
-        "phase",
-        "server",
-        "since",
-        "transport",
-    )
+    __slots__ = ("_eof", "_parser", "draining", "exchange")
 
     def __init__(
         self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
     ) -> None:
-        self.server = server
-        self.loop = loop
-        self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
-        self.transport: Any = None
+        super().__init__(server, loop, addresses)
         self.exchange: RequestConnection | None = None
-        self.phase = Phase.NEW
-        self.since = loop.time()
         self.draining = False
         self._parser: MessageParser | None = None
-        # None: what arrives may be parsed at once.
-        self._held: bytes | None = None
-        self._reading_paused = False
-        self._writing_paused = False
         self._eof = False
-        # Bytes the peer had not taken when last looked at, and since when.
-        self._unsent = 0
-        self._unsent_since = 0.0
-        self._drain_waiters: list[asyncio.Future[None]] | None = None
-        self._closed_waiter: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.context = self.server.make_context(transport, *self.context)
+        super().connection_made(transport)
         self.server.on_connection_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -160,40 +105,20 @@ class ServerConnection(asyncio.Protocol):
         self.loop.call_soon(self._close_after_eof)
         return True
 
-    def pause_writing(self) -> None:
-        self._writing_paused = True
-        self._unsent = 0
-
     def resume_writing(self) -> None:
-        self._writing_paused = False
-        waiters, self._drain_waiters = self._drain_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
+        super().resume_writing()
         if self.exchange is None and self._held and self.phase == Phase.IDLE:
             self._next_message()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.phase = Phase.CLOSED
-        break_cycles(self.transport)
-        self.transport = None
         exchange, self.exchange = self.exchange, None
-        parser, self._parser = self._parser, None
-        self._held = b""
-        waiters, self._drain_waiters = self._drain_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_exception(StreamClosedError(real_error=exc))
-                waiter.exception()  # whoever does not look at it need not
-        if self._closed_waiter is not None and not self._closed_waiter.done():
-            self._closed_waiter.set_result(None)
+        self._drop_message()
+        super().connection_lost(exc)
         if exchange is not None:
             exchange.keep_alive = False
             exchange.abandon()
             if self.server.observer is not None:
                 self.server.observer.exchange_finished(exchange)
-        if parser is not None:
-            self.server.parsers.release(parser)
         self.server.on_close(self)
 
     # Reading
@@ -220,12 +145,6 @@ class ServerConnection(asyncio.Protocol):
             self._begin_exchange(parser)
         elif parser.fed > self.server.conn_params.max_header_size:
             self._refuse(431, "header section too large")
-
-    def _hold(self, data: bytes) -> None:
-        self._held = self._held + data if self._held else data
-        if len(self._held) > _HELD_MAX and not self._reading_paused:
-            self._reading_paused = True
-            self.transport.pause_reading()
 
     def _begin_exchange(self, parser: MessageParser) -> None:
         message = parser.protocol
@@ -353,7 +272,7 @@ class ServerConnection(asyncio.Protocol):
             except Exception as e:
                 self._on_delegate_error(e)
                 return
-            if wait is not None:
+            if wait is not None and not _has_succeeded(wait):
                 self._wait_for(wait, self._deliver)
                 return
         if parser.protocol.is_complete:
@@ -394,10 +313,11 @@ class ServerConnection(asyncio.Protocol):
         else:
             future.add_done_callback(on_done)
 
-    def _resume_reading(self) -> None:
-        if self._reading_paused and not self._held and self.transport is not None:
-            self._reading_paused = False
-            self.transport.resume_reading()
+    def _drop_message(self) -> None:
+        """Forget the message that is being read, if one is."""
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            self.server.parsers.release(parser)
 
     def _end_message(self) -> None:
         """The request has arrived whole: give the parser back, tell the application."""
@@ -504,39 +424,8 @@ class ServerConnection(asyncio.Protocol):
             self._linger()
 
     def _linger(self) -> None:
-        """Close once the peer has seen the last response.
-
-        Closing with input unread makes the kernel send a reset, which may
-        destroy the response on its way. So: say that we are done, and read
-        and forget what comes, until the peer closes or the phase times out.
-        """
-        if self.transport is None or self.phase >= Phase.LINGER:
-            return
-        parser, self._parser = self._parser, None
-        if parser is not None:
-            self.server.parsers.release(parser)
-        self.phase = Phase.LINGER
-        self.since = self.loop.time()
-        self._held = None
-        self._resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-
-    def _close_gently(self) -> None:
-        """Close after what is written has left."""
-        if self.transport is None or self.phase >= Phase.CLOSING:
-            return
-        if self._held:
-            self._linger()  # see there: unread input must not turn into a reset
-            return
-        self.phase = Phase.CLOSING
-        self.since = self.loop.time()
-        self.transport.close()
-
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.phase = Phase.CLOSING
-            self.transport.abort()
+        self._drop_message()
+        super()._linger()
 
     def _close_after_eof(self) -> None:
         if self.transport is None or self.phase >= Phase.LINGER:
@@ -549,15 +438,6 @@ class ServerConnection(asyncio.Protocol):
     def _close_unless_detached(self) -> None:
         if self.phase != Phase.DETACHED:
             self._close_gently()
-
-    async def close(self) -> None:
-        """Close at once and return when the connection is gone (Tornado's interface)."""
-        if self.phase == Phase.CLOSED or self.transport is None:
-            return
-        if self._closed_waiter is None:
-            self._closed_waiter = self.loop.create_future()
-        self.abort()
-        await self._closed_waiter
 
     # For HTTPServer
 
@@ -583,16 +463,6 @@ class ServerConnection(asyncio.Protocol):
         return now - self.since > stall_timeout or (
             total is not None and now - exchange.started > total
         )
-
-    def stopped_reading(self, now: float, stall_timeout: float) -> bool:
-        """Tell whether the peer has taken nothing for `stall_timeout` seconds."""
-        if not self._writing_paused or self.transport is None:
-            return False
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent = unsent
-            self._unsent_since = now
-        return now - self._unsent_since > stall_timeout
 
     def on_timeout(self) -> None:
         """The phase has lasted longer than the server allows."""
@@ -632,27 +502,6 @@ class ServerConnection(asyncio.Protocol):
         """Tell whether the current request has been read to its end."""
         return self._parser is None or self._parser.protocol.is_complete
 
-    def write(self, data: bytes) -> asyncio.Future[None]:
-        """Write; the future resolves when the transport wants more."""
-        self.transport.write(data)
-        if not self._writing_paused:
-            return self.server.done
-        future: asyncio.Future[None] = self.loop.create_future()
-        if self._drain_waiters is None:
-            self._drain_waiters = []
-        self._drain_waiters.append(future)
-        return future
-
-    async def drain(self) -> None:
-        """Return when the kernel has everything that was written."""
-        self.transport.set_write_buffer_limits(high=0)
-        try:
-            if self._writing_paused:
-                await self.write(b"")
-        finally:
-            if self.transport is not None:
-                self.transport.set_write_buffer_limits()
-
     def detach(self, exchange: RequestConnection) -> TransportStream:
         """Hand the transport to a stream, with what was read ahead; HTTP ends here."""
         if self.transport is None:
@@ -684,3 +533,12 @@ class ServerConnection(asyncio.Protocol):
             observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
         return stream
+
+
+def _has_succeeded(awaitable: Awaitable[None]) -> bool:
+    return (
+        isinstance(awaitable, asyncio.Future)
+        and awaitable.done()
+        and not awaitable.cancelled()
+        and awaitable.exception() is None
+    )

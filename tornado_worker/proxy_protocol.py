@@ -11,7 +11,8 @@ import asyncio
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from tornado_worker.http1 import Phase, ServerConnection
+from tornado_worker.connection import Phase
+from tornado_worker.http1 import ServerConnection
 from tornado_worker.parser import PythonProtocol, describe_error
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
+from tornado_worker.connection import Phase
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.http1 import Phase, ServerConnection
+from tornado_worker.http1 import ServerConnection
 from tornado_worker.listener import Acceptor
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection

@@ -1,0 +1,202 @@
+"""A connection's transport: reading paused and resumed, writing awaited, three ways to end.
+
+`Connection` is what a protocol on top of it (http1.py) builds on. Knows asyncio
+and how long things may take; knows nothing of the messages that go through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tornado.iostream import StreamClosedError
+
+from tornado_worker.stream import break_cycles
+
+if TYPE_CHECKING:
+    from tornado_worker.server import HTTPServer
+
+__all__ = ["Connection", "Phase"]
+
+# Bytes kept for later (a pipelined request, a body nobody takes yet) before
+# the socket is left alone. The read that crosses it is kept as well: at most
+# 256 KB more.
+_HELD_MAX = 64 * 1024
+
+
+class Phase:
+    """What a connection waits for; the index of its timeout in `HTTPServer.timeouts`."""
+
+    NEW = 0  #: the first byte
+    IDLE = 1  #: another request
+    HEAD = 2  #: the rest of a header section
+    BODY = 3  #: the rest of a body
+    RESPONSE = 4  #: the application
+    LINGER = 5  #: the peer to stop sending, after a last response; input is discarded
+    CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
+    CLOSED = 7
+    DETACHED = 8  #: nothing: a TransportStream has the transport
+
+
+class Connection(asyncio.Protocol):
+    """One TCP, TLS or Unix connection, without a protocol yet.
+
+    `since` is the loop time at which `phase` began; `HTTPServer` sweeps over
+    its connections for those that stayed too long, which costs less than a
+    timer for each.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed_waiter",
+        "_drain_waiters",
+        "_held",
+        "_reading_paused",
+        "_unsent",
+        "_unsent_since",
+        "_writing_paused",
+        "context",
+        "loop",
+        "phase",
+        "server",
+        "since",
+        "transport",
+    )
+
+    def __init__(
+        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
+    ) -> None:
+        self.server = server
+        self.loop = loop
+        self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
+        self.transport: Any = None
+        self.phase = Phase.NEW
+        self.since = loop.time()
+        # Bytes that wait for their turn. None: what arrives may be used at once.
+        self._held: bytes | None = None
+        self._reading_paused = False
+        self._writing_paused = False
+        # Bytes the peer had not taken when last looked at, and since when.
+        self._unsent = 0
+        self._unsent_since = 0.0
+        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._closed_waiter: asyncio.Future[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.context = self.server.make_context(transport, *self.context)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._unsent = 0
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSED
+        break_cycles(self.transport)
+        self.transport = None
+        self._held = b""
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_exception(StreamClosedError(real_error=exc))
+                waiter.exception()  # whoever does not look at it need not
+        if self._closed_waiter is not None and not self._closed_waiter.done():
+            self._closed_waiter.set_result(None)
+
+    # Reading
+
+    def _hold(self, data: bytes) -> None:
+        self._held = self._held + data if self._held else data
+        if len(self._held) > _HELD_MAX and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self._held and self.transport is not None:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    # Writing
+
+    def write(self, data: bytes) -> asyncio.Future[None]:
+        """Write; the future resolves when the transport wants more."""
+        self.transport.write(data)
+        if not self._writing_paused:
+            return self.server.done
+        future: asyncio.Future[None] = self.loop.create_future()
+        if self._drain_waiters is None:
+            self._drain_waiters = []
+        self._drain_waiters.append(future)
+        return future
+
+    async def drain(self) -> None:
+        """Return when the kernel has everything that was written."""
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            if self._writing_paused:
+                await self.write(b"")
+        finally:
+            if self.transport is not None:
+                self.transport.set_write_buffer_limits()
+
+    def stopped_reading(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the peer has taken nothing for `stall_timeout` seconds."""
+        if not self._writing_paused or self.transport is None:
+            return False
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self._unsent_since = now
+        return now - self._unsent_since > stall_timeout
+
+    # Ending
+
+    def _linger(self) -> None:
+        """Close once the peer has seen the last response.
+
+        Closing with input unread makes the kernel send a reset, which may
+        destroy the response on its way. So: say that we are done, and read
+        and forget what comes, until the peer closes or the phase times out.
+        """
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return
+        self.phase = Phase.LINGER
+        self.since = self.loop.time()
+        self._held = None
+        self._resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _close_gently(self) -> None:
+        """Close after what is written has left."""
+        if self.transport is None or self.phase >= Phase.CLOSING:
+            return
+        if self._held:
+            self._linger()  # see there: unread input must not turn into a reset
+            return
+        self.phase = Phase.CLOSING
+        self.since = self.loop.time()
+        self.transport.close()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.phase = Phase.CLOSING
+            self.transport.abort()
+
+    async def close(self) -> None:
+        """Close at once and return when the connection is gone (Tornado's interface)."""
+        if self.phase == Phase.CLOSED or self.transport is None:
+            return
+        if self._closed_waiter is None:
+            self._closed_waiter = self.loop.create_future()
+        self.abort()
+        await self._closed_waiter
