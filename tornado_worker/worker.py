@@ -38,11 +38,15 @@ from tornado_worker.application import (
 )
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.known_settings import check_settings
+from tornado_worker.peers import Peers, Row, State
 from tornado_worker.preload import check_preloaded
+from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
 from tornado_worker.settings import (
     check_server_options,
+    limit_websocket_messages,
     loop_factory,
     server_arguments,
 )
@@ -63,11 +67,18 @@ _RELOAD = b"1"
 class TornadoWorker(Worker):
     """Serves Tornado and WSGI applications on one asyncio loop.
 
-    Subclass it in the configuration file to set `SERVER_OPTIONS`: arguments of
-    `HTTPServer` that Gunicorn has no setting for.
+    Subclass it in the configuration file to set what Gunicorn has no setting for.
     """
 
+    #: Arguments of `HTTPServer`.
     SERVER_OPTIONS: ClassVar[Mapping[str, Any]] = {}
+    #: Seconds for which a worker that has served `max_requests` goes on serving,
+    #: at most, while its replacement starts.
+    RECYCLE_TIMEOUT: ClassVar[float] = 60.0
+
+    # Of the arbiter: shared with all workers, and the latest configuration's.
+    _peers: ClassVar[Peers | None] = None
+    _generation: ClassVar[Generation | None] = None
 
     server: HTTPServer
     alive: bool
@@ -84,7 +95,8 @@ class TornadoWorker(Worker):
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Stop Gunicorn with a sentence, by RuntimeError, for what no worker could do."""
-        loop_factory(cfg.asgi_loop)
+        for warning in check_settings(cfg):
+            log.warning("%s", warning)
         if cfg.preload_app:
             check_preloaded(log)
 
@@ -95,11 +107,46 @@ class TornadoWorker(Worker):
         self._serving = False
         self._hurried = False
         self._last_beat = 0.0
+        self._recycling: asyncio.Task[None] | None = None
+        self._row = self._admit()
+
+    def _admit(self) -> Row | None:
+        """Give this worker, not forked yet, its place among those of the arbiter."""
+        # In this class, for subclasses to share.
+        try:
+            peers = TornadoWorker._peers = TornadoWorker._peers or Peers()
+        except OSError as error:
+            self.log.debug("no shared memory for the workers: %s", error)
+            return None
+        generation = self._generation
+        if generation is None or generation.cfg is not self.cfg:
+            TornadoWorker._generation = Generation(peers, self.cfg, self._age)
+        return peers.admit(self, self._age)
+
+    @property
+    def age(self) -> float:
+        """The arbiter's count; of workers too many it retires the one of the lowest."""
+        row, generation = self._row, self._generation
+        if (
+            row is not None
+            and row.state == State.RETIRING
+            and generation is not None
+            and generation.cfg is self.cfg
+            and os.getpid() == self.ppid
+        ):
+            return generation.retiring_age
+        return self._age
+
+    @age.setter
+    def age(self, age: int) -> None:
+        self._age = age
+        self._row = None
 
     # -- loading -------------------------------------------------------------------
 
     def init_process(self) -> None:
         try:
+            check_settings(self.cfg)
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
         except RuntimeError as error:
             # check_config has seen to it, unless a reload changed the setting.
@@ -132,6 +179,7 @@ class TornadoWorker(Worker):
         )
         error_log.attach()
         silence_tornado_access_log()
+        limit_websocket_messages(self.cfg)
         wsgi.use_settings(self.cfg, self.log)
         try:
             self._load()
@@ -205,8 +253,13 @@ class TornadoWorker(Worker):
     def run(self) -> None:
         # Before this first one the arbiter takes no worker for stuck.
         self.notify()
+        if self._row is not None:
+            self._recycler = Recycler(self._row, self.ppid, self.cfg.graceful_timeout)
         self._serving = True
         left = self._runner.run(self._serve())
+        # The arbiter repeats it every second. The interpreter is about to take
+        # its handlers back, and would die of it in the middle of its exit.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._end_with_main_thread(max(_LAST_MOMENT_S, self._deadline - self._loop.time()))
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
@@ -231,6 +284,7 @@ class TornadoWorker(Worker):
         self._beat()
         if self.alive:
             self.server.add_sockets([listener.sock for listener in self.sockets])
+            self._set_state(State.SERVING)
         else:
             self._begin_drain()  # a TERM came after the application was loaded
         await self._stop.wait()
@@ -243,6 +297,9 @@ class TornadoWorker(Worker):
         """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
         self._last_beat = self._loop.time()
         self.notify()
+        if self._row is not None:
+            self._row.beat(self.nr)
+            self._recycler.check()
         if self.ppid != os.getppid() and self.alive:
             self.log.info("Parent changed, shutting down: %s", self)
             self._begin_drain()
@@ -250,13 +307,30 @@ class TornadoWorker(Worker):
         self._loop.call_later(min(1.0, self.timeout / 2 or 1.0), self._beat)
 
     def on_request(self) -> None:
-        """Count a request; at `max_requests`, begin to drain. For the server."""
+        """Count a request; at `max_requests`, have the worker replaced. For the server."""
         self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
+        if self.nr >= self.max_requests and self._recycling is None and self.alive:
+            self._recycling = self._loop.create_task(self._recycle())
+
+    async def _recycle(self) -> None:
+        """Leave once a replacement accepts connections, so that there is always one who does."""
+
+        def on_asked() -> None:
             self.log.info("Autorestarting worker after current request.")
-            self.alive = False
-            # Not in the middle of the request that reached the limit.
-            self._loop.call_soon(self._begin_drain)
+
+        if self._row is None:
+            on_asked()
+        elif not await self._recycler.replace(self.RECYCLE_TIMEOUT, on_asked):
+            self.log.warning(
+                "Leaving after %d requests although no replacement has come in %g s",
+                self.nr,
+                self.RECYCLE_TIMEOUT,
+            )
+        self._begin_drain()
+
+    def _set_state(self, state: int) -> None:
+        if self._row is not None:
+            self._row.state = state
 
     def _on_lifespan_failed(self, error: BaseException) -> None:
         # What it yielded may not work any more: leave, and let the arbiter
@@ -282,6 +356,10 @@ class TornadoWorker(Worker):
         # Early: the arbiter counts the same seconds, and then kills.
         self._connections_deadline = now + timeout - min(2.0, timeout / 5)
         self._deadline = now + timeout - min(1.0, timeout / 10)
+        if self._recycling is not None and self._recycling is not asyncio.current_task():
+            self._recycling.cancel()
+        if self._row is None or self._row.state != State.RETIRING:
+            self._set_state(State.DRAINING)
         draining.set()
         self.server.begin_drain()
 
@@ -445,3 +523,8 @@ def _stack(frame: FrameType | None) -> str:
     runner = asyncio.runners.__file__
     start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1
     return "".join(traceback.format_list(stack[start:])).rstrip()
+
+
+# Also here: `--check-config` loads the application without asking for the
+# worker class, and reaches this package only if the configuration imports it.
+install_loader(TornadoWorker)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import time
+
+from long_lived import Results, keep_requesting, request
+
+APP = """
+import asyncio
+import os
+import time
+
+import tornado.web
+
+if os.path.exists("slow"):
+    time.sleep(float(open("slow").read()))
+
+class Hello(tornado.web.RequestHandler):
+    def get(self):
+        self.write(str(os.getpid()))
+
+class Poll(tornado.web.RequestHandler):
+    async def get(self):
+        await asyncio.sleep(float(self.get_argument("s")))
+        self.write(str(os.getpid()))
+
+app = tornado.web.Application([("/", Hello), ("/poll", Poll)])
+"""
+
+
+def visit(server, count):
+    """Make `count` requests, one after the other; return the slowest one's time."""
+
+    async def main():
+        slowest = 0.0
+        for _ in range(count):
+            began = time.monotonic()
+            assert (await request(server.port)).status == 200
+            slowest = max(slowest, time.monotonic() - began)
+        return slowest
+
+    return asyncio.run(main())
+
+
+def wait_settled(server, count):
+    """Wait until the arbiter has had `count` workers, none of them leaving, for a while."""
+    steady_since = time.monotonic()
+    pids = server.worker_pids()
+    deadline = steady_since + 60
+    while time.monotonic() - steady_since < 3:
+        assert time.monotonic() < deadline, server.error(f"not {count} steady workers: {pids}")
+        time.sleep(0.05)
+        if (now := server.worker_pids()) != pids or len(now) != count:
+            pids, steady_since = now, time.monotonic()
+    return pids
+
+
+def test_one_worker_is_replaced_without_a_gap(gunicorn):
+    server = gunicorn(APP, args=["--max-requests", "50"])
+    server.wait_workers()
+    polls, visits = Results(), Results()
+    pids = set()
+
+    async def visit(count):
+        for _ in range(count):
+            began = time.monotonic()
+            pids.add((await request(server.port)).body)
+            visits.took(time.monotonic() - began)
+
+    async def main():
+        stop = asyncio.Event()
+        # So that whenever a worker wants to go, something is in flight.
+        tasks = [
+            asyncio.create_task(
+                keep_requesting(server.port, "/poll?s=6", polls, stop, name="polls")
+            )
+            for _ in range(8)
+        ]
+        while server.count_log("Handling signal: ttou") < 2:
+            await visit(100)
+        await asyncio.gather(*(visit(500) for _ in range(4)))
+        stop.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert polls.failures == []
+    assert polls.counts["polls retried"] == 0
+    assert len(pids) >= 3
+    # Without a replacement they would have waited for the polls.
+    print(f"slowest request: {visits.slowest:.3f} s")
+    assert visits.slowest < 4
+    assert server.count_log("SIGKILL|was sent|Traceback|no replacement") == 0
+    wait_settled(server, 1)
+
+
+def test_workers_are_replaced_one_at_a_time_in_any_order(gunicorn):
+    server = gunicorn(
+        APP,
+        args=["--max-requests", "20", "--workers", "3"],
+        config="""
+        def nworkers_changed(arbiter, new, old):
+            arbiter.log.info("number of workers: %s", new)
+        """,
+    )
+    first = set(server.wait_workers(3))
+    while first & set(server.worker_pids()):
+        visit(server, 50)
+    pids = wait_settled(server, 3)
+    assert not first & set(pids)
+    # The hook of the user's own saw all of it; there was never a second one.
+    numbers = re.findall(r"number of workers: (\d+)", server.log)
+    assert set(numbers) == {"3", "4"}
+    assert server.count_log("SIGKILL|was sent|Traceback|no replacement") == 0
+
+
+def test_worker_leaves_without_a_replacement_when_none_comes_in_time(gunicorn):
+    server = gunicorn(
+        APP,
+        args=["--max-requests", "5"],
+        worker_class=None,
+        config="""
+        from tornado_worker import TornadoWorker
+
+        class worker_class(TornadoWorker):
+            RECYCLE_TIMEOUT = 1.5
+        """,
+    )
+    [pid] = server.wait_workers()
+    assert server.request("/").status == 200
+    server.write("slow", "4")
+    assert visit(server, 10) < 4  # goes on serving
+    server.wait_log(r"Leaving after \d+ requests although no replacement has come in 1.5 s")
+    server.wait_worker_exit(pid)
+    (server.directory / "slow").unlink()
+    assert server.request("/").status == 200
+    wait_settled(server, 1)
+
+
+def test_number_of_workers_is_put_right_when_a_worker_dies_while_it_is_replaced(gunicorn):
+    server = gunicorn(APP, args=["--max-requests", "5"])
+    [pid] = server.wait_workers()
+    assert server.request("/").status == 200
+    server.write("slow", "3")
+    visit(server, 5)
+    server.wait_log("Handling signal: ttin")
+    server.signal_worker(pid, signal.SIGKILL)
+    server.wait_worker_exit(pid)
+    (server.directory / "slow").unlink()
+    # The arbiter wants two workers from then on; somebody must tell it otherwise.
+    server.wait_log("Handling signal: ttou")
+    assert pid not in wait_settled(server, 1)
+
+
+def test_reload_while_a_worker_is_replaced_keeps_the_number_of_workers(gunicorn):
+    server = gunicorn(APP, args=["--max-requests", "30", "--workers", "2"])
+    server.wait_workers(2)
+    server.write("slow", "1")
+    for _ in range(3):
+        since = server.mark()
+        while not server.count_log("Handling signal: ttin", since=since):
+            visit(server, 10)
+        server.signal(signal.SIGHUP)
+        server.wait_log("Worker exiting", since=since)
+    (server.directory / "slow").unlink()
+    wait_settled(server, 2)
+    assert server.count_log("SIGKILL|Traceback|no replacement") == 0
+
+
+def test_operator_changes_the_number_while_a_worker_is_replaced(gunicorn):
+    server = gunicorn(APP, args=["--max-requests", "10"])
+    server.wait_workers(1)
+    server.write("slow", "2")
+    visit(server, 12)
+    server.wait_log("Handling signal: ttin")
+    server.signal(signal.SIGTTIN)
+    (server.directory / "slow").unlink()
+    wait_settled(server, 2)
+    server.signal(signal.SIGTTOU)
+    wait_settled(server, 1)
+
+
+def test_nobody_is_replaced_when_the_arbiter_is_dead(gunicorn):
+    server = gunicorn(APP, args=["--max-requests", "5"])
+    [pid] = server.wait_workers()
+    with server.connect() as client:
+        client.sendall(b"GET /poll?s=3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        visit(server, 3)
+        server.signal(signal.SIGKILL)
+        client.settimeout(30)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    server.wait_worker_exit(pid)

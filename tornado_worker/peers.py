@@ -1,0 +1,232 @@
+"""What the workers of one master know of each other: a small table in shared memory.
+
+The arbiter makes it before the first fork and gives each worker a row, which that
+worker alone writes. May touch memory and one file lock; knows nothing of loops,
+sockets or signals. Whoever gets no table or no row works on without it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+import time
+import weakref
+from typing import Any, NamedTuple
+
+__all__ = ["Peer", "Peers", "Row", "State"]
+
+# Every field is an aligned 64-bit integer, which is read and written in one piece.
+_FIELD_BYTES = 8
+_ROW_FIELDS = 8
+# More workers than this under one master go without a row.
+_ROWS_MAX = 1024
+
+# Fields of the heading, which takes the place of the first row.
+_ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING = range(5)
+# Fields of a row.
+_PID, _AGE, _STATE, _LOAD, _REQUESTS, _BEAT = range(6)
+
+
+class State:
+    """What a worker is doing; the arbiter alone leaves FREE and comes back to it."""
+
+    FREE = 0  #: no worker
+    BOOTING = 1
+    SERVING = 2  #: accepting connections
+    RETIRING = 3  #: leaving because its replacement has come
+    DRAINING = 4  #: leaving for any other reason
+
+
+class Peer(NamedTuple):
+    """One worker, as others see it. `beat`: seconds since its loop last turned."""
+
+    pid: int
+    age: int
+    state: int
+    load: int
+    requests: int
+    beat: float
+
+
+def _milliseconds() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class Peers:
+    """The table: a heading about the number of workers, and one row for each.
+
+    The heading holds what the arbiter counts: `wanted`, the workers that the
+    configuration and the operator ask for, and `present`, which for a while is
+    one more or less when a worker is replaced.
+    """
+
+    def __init__(self) -> None:
+        """Make an empty table. Raises OSError where there is no shared memory."""
+        self._file: Any = None
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("tornado_worker")
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+            self._fd = self._file.fileno()
+        size = (1 + _ROWS_MAX) * _ROW_FIELDS * _FIELD_BYTES
+        os.ftruncate(self._fd, size)  # sparse: rows never used cost nothing
+        self._fields = memoryview(mmap.mmap(self._fd, size)).cast("q")
+        self._locked = False
+        self._arbiter = os.getpid()
+
+    # In the arbiter
+
+    def admit(self, worker: object, age: int) -> Row | None:
+        """Return a row for `worker`, to be forked soon; None if there is none left.
+
+        The row is free again once the arbiter has forgotten the worker, however
+        that ended: a pid proves nothing, for it may be another process's by then.
+        """
+        fields = self._fields
+        used = fields[_ROWS_USED]
+        for number in range(1, min(used + 1, _ROWS_MAX) + 1):
+            row = Row(self, number)
+            if row.state == State.FREE:
+                break
+        else:
+            return None
+        fields[_ROWS_USED] = max(used, number)
+        row.clear(age)
+        self._arbiter = os.getpid()
+        # Not at exit: then a worker would free the rows of its older siblings.
+        weakref.finalize(worker, self._free, row).atexit = False
+        return row
+
+    def _free(self, row: Row) -> None:
+        if os.getpid() == self._arbiter:
+            row.state = State.FREE
+
+    def on_reset(self, number: int) -> None:
+        """The configuration has just said how many workers there shall be."""
+        self._fields[_WANTED] = self._fields[_PRESENT] = number
+
+    def on_changed(self, new: int, old: int) -> None:
+        """The arbiter has changed its number, for an operator or for a worker's request."""
+        fields = self._fields
+        fields[_PRESENT] = new
+        if new == old + 1 and fields[_ADDING]:
+            fields[_ADDING] = 0
+        elif new == old - 1 and fields[_REMOVING]:
+            fields[_REMOVING] = 0
+        else:
+            fields[_WANTED] = max(min(new, 1), fields[_WANTED] + new - old)
+
+    # In a worker
+
+    @property
+    def wanted(self) -> int:
+        return self._fields[_WANTED]
+
+    @property
+    def present(self) -> int:
+        return self._fields[_PRESENT]
+
+    def announce(self, change: int) -> None:
+        """Note that the arbiter is about to get a request for one worker more (1) or less (-1)."""
+        self._fields[_ADDING if change > 0 else _REMOVING] = _milliseconds()
+
+    def is_announced(self, within_s: float, changes: tuple[int, ...] = (1, -1)) -> bool:
+        """Tell whether such a request is on its way, made no longer ago than `within_s`."""
+        for change in changes:
+            at = self._fields[_ADDING if change > 0 else _REMOVING]
+            if at and _milliseconds() - at < within_s * 1000:
+                return True
+        return False
+
+    def try_lock(self) -> bool:
+        """Take the one lock of this table if it is free; it ends with the process at the latest."""
+        if not self._locked:
+            try:
+                # POSIX locks belong to a process, and the kernel drops them
+                # with it: no crash can leave one behind.
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+            except OSError:
+                return False
+            self._locked = True
+            return True
+        return False
+
+    def unlock(self) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        self._locked = False
+
+    def serving_others(self, row: Row) -> int:
+        """Return how many workers accept connections, not counting that of `row`."""
+        fields = self._fields
+        return sum(
+            fields[start + _STATE] == State.SERVING
+            for start in self._starts()
+            if start != row.start
+        )
+
+    def mean_load(self, stale_s: float) -> tuple[float, int]:
+        """Return connections per worker that accepts, and how many those are.
+
+        A worker whose loop has not turned for `stale_s` seconds does not count.
+        """
+        fields = self._fields
+        total = count = 0
+        oldest = _milliseconds() - int(stale_s * 1000)
+        for start in self._starts():
+            if fields[start + _STATE] == State.SERVING and fields[start + _BEAT] >= oldest:
+                total += fields[start + _LOAD]
+                count += 1
+        return (total / count if count else 0.0), count
+
+    def list(self) -> list[Peer]:
+        """Return all workers there are, oldest first: for a status page."""
+        now = _milliseconds()
+        peers = []
+        for start in self._starts():
+            row = self._fields[start : start + _ROW_FIELDS]
+            if row[_STATE] != State.FREE:
+                beat = (now - row[_BEAT]) / 1000
+                peers.append(Peer._make([*row[:_BEAT], beat]))
+        return sorted(peers, key=lambda peer: peer.age)
+
+    def _starts(self) -> range:
+        end = (1 + self._fields[_ROWS_USED]) * _ROW_FIELDS
+        return range(_ROW_FIELDS, end, _ROW_FIELDS)
+
+
+class Row:
+    """One worker's row."""
+
+    __slots__ = ("_fields", "peers", "start")
+
+    def __init__(self, peers: Peers, number: int) -> None:
+        self.peers = peers
+        self._fields = peers._fields
+        self.start = number * _ROW_FIELDS
+
+    def clear(self, age: int) -> None:
+        fields, start = self._fields, self.start
+        for field in range(_ROW_FIELDS):
+            fields[start + field] = 0
+        fields[start + _AGE] = age
+        fields[start + _STATE] = State.BOOTING
+
+    @property
+    def state(self) -> int:
+        return self._fields[self.start + _STATE]
+
+    @state.setter
+    def state(self, state: int) -> None:
+        self._fields[self.start + _STATE] = state
+
+    def beat(self, requests: int) -> None:
+        """The loop has turned; `requests` have been served so far."""
+        fields, start = self._fields, self.start
+        fields[start + _PID] = os.getpid()
+        fields[start + _REQUESTS] = requests
+        fields[start + _BEAT] = _milliseconds()
+
+    def set_load(self, connections: int) -> None:
+        self._fields[self.start + _LOAD] = connections

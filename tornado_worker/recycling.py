@@ -1,0 +1,107 @@
+"""Replacing a worker that has served `max_requests` before it leaves, not after.
+
+A worker alone must not go while nobody else accepts: it asks the arbiter for one
+worker more (TTIN), goes on serving until that one accepts too, and then asks for one
+less (TTOU). May signal the arbiter; knows nothing of the loop's other work.
+
+The arbiter retires the oldest worker by its `age`. `retiring_age` makes that the one
+that asked. Signals can cross a reload, which resets the number of workers, or outlive
+the worker that sent them; so the arbiter's number is compared, all the time, with
+the number that configuration and operator want, and put right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tornado_worker.peers import Peers, Row, State
+
+__all__ = ["Generation", "Recycler"]
+
+_POLL_S = 0.05
+# How long after its graceful_timeout, in which it may not listen, an arbiter may
+# take to heed a signal (seconds).
+_SIGNAL_MAX_S = 60.0
+
+
+class Generation:
+    """The workers of one configuration, in the arbiter.
+
+    A reload makes a new configuration and so a new generation.
+    """
+
+    def __init__(self, peers: Peers, cfg: Any, first_age: int) -> None:
+        self.cfg = cfg
+        self._peers = peers
+        # Older than all of its generation, and still younger than the one
+        # before: a reload waits for workers up to that age, and for no others.
+        self.retiring_age = first_age - 0.5
+        peers.on_reset(cfg.workers)
+        hook = cfg.nworkers_changed
+
+        def nworkers_changed(server: Any, new: int, old: int) -> None:
+            self._peers.on_changed(new, old)
+            hook(server, new, old)
+
+        cfg.set("nworkers_changed", nworkers_changed)
+
+
+class Recycler:
+    """Sees to the replacement of one worker, in that worker's process."""
+
+    def __init__(self, row: Row, arbiter_pid: int, graceful_timeout: float) -> None:
+        self._row = row
+        self._peers = row.peers
+        self._arbiter_pid = arbiter_pid
+        self._signal_max_s = graceful_timeout + _SIGNAL_MAX_S
+        self._recycling = False
+
+    async def replace(self, timeout: float, on_asked: Callable[[], None]) -> bool:
+        """Return when a replacement accepts connections, or `timeout` seconds after asking.
+
+        Tells whether one does. Waits first until no other worker of this arbiter is being
+        replaced or, having been, is still there. `on_asked` is called after that.
+        """
+        peers = self._peers
+        while not peers.try_lock():  # noqa: ASYNC110 - other processes send no events
+            await asyncio.sleep(_POLL_S)
+        # Kept until this process ends: only then may the next one begin.
+        self._recycling = True
+        on_asked()
+        deadline = asyncio.get_running_loop().time() + timeout
+        self._ask(1)
+        while not (replaced := peers.serving_others(self._row) >= peers.wanted):
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        self._row.state = State.RETIRING
+        if not peers.is_announced(self._signal_max_s, (1,)):
+            self._ask(-1)
+        return replaced
+
+    def check(self) -> None:
+        """Put the arbiter's number of workers right. Call about once a second."""
+        peers = self._peers
+        if (
+            peers.present == peers.wanted
+            or self._recycling
+            or peers.is_announced(self._signal_max_s)
+            or not peers.try_lock()
+        ):
+            return
+        try:
+            if peers.present != peers.wanted and not peers.is_announced(self._signal_max_s):
+                self._ask(1 if peers.present < peers.wanted else -1)
+        finally:
+            peers.unlock()
+
+    def _ask(self, change: int) -> None:
+        """Ask the arbiter for one worker more (1) or less (-1)."""
+        if os.getppid() != self._arbiter_pid:
+            return  # gone: whoever is the parent now has not asked for signals
+        self._peers.announce(change)
+        os.kill(self._arbiter_pid, signal.SIGTTIN if change > 0 else signal.SIGTTOU)
