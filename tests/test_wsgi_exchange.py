@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from wsgi_server import ServeWSGI, eventually, request, serve_wsgi
 
 __all__ = ["serve_wsgi"]
@@ -476,9 +477,7 @@ def test_more_than_the_length_is_not_sent_and_closes(
     response = client.get()
     assert response.body == b"Hello"
     assert client.receive_all() == b""
-    serve_wsgi.logs.expect(
-        ERROR % "HTTPOutputError: Tried to write more data than Content-Length"
-    )
+    serve_wsgi.logs.expect(ERROR % "HTTPOutputError: Tried to write more data than Content-Length")
 
 
 def test_less_than_the_length_closes(serve_wsgi: ServeWSGI) -> None:
@@ -778,14 +777,12 @@ def spy_on_send_file(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return sent
 
 
-def test_a_file_is_sent(
-    serve_wsgi: ServeWSGI, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_sent(serve_wsgi: ServeWSGI, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = spy_on_send_file(monkeypatch)
     files = []
 
     def open_file() -> Any:
-        files.append(open(path, "rb"))
+        files.append(path.open("rb"))
         return files[-1]
 
     client = serve_wsgi(file_app(open_file), validate=False).connect()
@@ -807,7 +804,7 @@ def test_a_file_is_sent_from_its_position_up_to_the_length(
     sent = spy_on_send_file(monkeypatch)
 
     def open_file() -> Any:
-        file = open(path, "rb")
+        file = path.open("rb")
         file.readline()  # reads ahead: the descriptor is not where the file is
         file.seek(3)
         file.read(7)
@@ -821,7 +818,7 @@ def test_a_file_is_sent_from_its_position_up_to_the_length(
 
 
 def test_a_file_that_is_too_short_is_an_error(serve_wsgi: ServeWSGI, path: Path) -> None:
-    app = file_app(lambda: open(path, "rb"), [("Content-Length", str((1 << 20) + 1))])
+    app = file_app(lambda: path.open("rb"), [("Content-Length", str((1 << 20) + 1))])
     client = serve_wsgi(app, validate=False).connect()
     client.send(request())
     data = client.receive_all() if serve_wsgi.stock else client.response().head
@@ -849,7 +846,8 @@ def test_all_kinds_of_files(serve_wsgi: ServeWSGI, path: Path, kind: str) -> Non
 
             threading.Thread(target=fill).start()
             return os.fdopen(read, "rb")
-        file: Any = tempfile.NamedTemporaryFile() if kind == "named" else tempfile.TemporaryFile()
+        make = tempfile.NamedTemporaryFile if kind == "named" else tempfile.TemporaryFile
+        file: Any = make()
         if kind != "empty":
             file.write(path.read_bytes())
             file.seek(0)
@@ -864,7 +862,7 @@ def test_head_of_a_file(serve_wsgi: ServeWSGI, path: Path) -> None:
     files = []
 
     def open_file() -> Any:
-        files.append(open(path, "rb"))
+        files.append(path.open("rb"))
         return files[-1]
 
     client = serve_wsgi(file_app(open_file), validate=False).connect()
@@ -879,7 +877,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_file(serve_wsgi: ServeWSGI, pat
     files = []
 
     def open_file() -> Any:
-        files.append(open(path, "rb"))
+        files.append(path.open("rb"))
         return files[-1]
 
     server = serve_wsgi(file_app(open_file, [("Content-Length", str(1 << 30))]), validate=False)

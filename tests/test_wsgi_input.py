@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
 
 from tornado_worker.wsgi_input import MEMORY_MAX
+from wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
 
 __all__ = ["serve_wsgi"]
 
@@ -307,9 +307,7 @@ def test_a_large_upload_stays_out_of_memory(
             count += len(block)
         return b"%d" % count
 
-    server = serve_wsgi(
-        app_of(view), server={"max_body_size": size}, tmp_upload_dir=str(tmp_path)
-    )
+    server = serve_wsgi(app_of(view), server={"max_body_size": size}, tmp_upload_dir=str(tmp_path))
     client = server.connect()
     client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % size)
     block = b"x" * (1 << 20)
@@ -386,9 +384,7 @@ def test_an_unread_body_does_not_poison_the_next_request(serve_wsgi: ServeWSGI) 
     assert client.response().body == b"/two"
 
 
-def test_a_long_body_left_unread_ends_the_connection(
-    serve_wsgi: ServeWSGI, tmp_path: Path
-) -> None:
+def test_a_long_body_left_unread_ends_the_connection(serve_wsgi: ServeWSGI, tmp_path: Path) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         environ["wsgi.input"].read(10)
         start_response("413 Content Too Large", TEXT)

@@ -14,10 +14,10 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from server_thread import Client, Logs, ServerThread, eventually
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.routing import RuleRouter
 
+from server_thread import Client, Logs, ServerThread, eventually
 from tornado_worker import HTTPServer, WSGIContainer
 
 try:
@@ -103,9 +103,7 @@ class ServeWSGI:
 
     def routes(self, apps: dict[str, App], **options: Any) -> WSGIServer:
         """Serve several applications, by path, each in a container with `options`."""
-        containers = {
-            path: WSGIContainer(validator(app), **options) for path, app in apps.items()
-        }
+        containers = {path: WSGIContainer(validator(app), **options) for path, app in apps.items()}
         thread = WSGIServer(
             RuleRouter(list(containers.items())),
             stock=self.stock,

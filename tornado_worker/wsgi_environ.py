@@ -16,10 +16,10 @@ What differs from Gunicorn's sync worker, and why:
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from collections.abc import Collection
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import gunicorn
@@ -36,7 +36,7 @@ __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 _KEYS_MAX = 1000
 
 
-class ErrorStream:
+class ErrorStream(io.TextIOBase):
     """`wsgi.errors`: Gunicorn's error log, or standard error without a Gunicorn.
 
     Looks its target up at every write, so that it follows a log that was
@@ -46,13 +46,13 @@ class ErrorStream:
     def __init__(self, cfg: Any = None) -> None:
         self._cfg = cfg
 
-    def write(self, text: str) -> None:
-        stream: TextIO = sys.stderr if self._cfg is None else WSGIErrorsWrapper(self._cfg)
-        stream.write(text)
+    def writable(self) -> bool:
+        return True
 
-    def writelines(self, lines: Collection[str]) -> None:
-        for line in lines:
-            self.write(line)
+    def write(self, text: str) -> int:
+        stream = sys.stderr if self._cfg is None else WSGIErrorsWrapper(self._cfg)
+        stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         if self._cfg is None:
