@@ -33,7 +33,7 @@ Start = Callable[..., GunicornProcess]
 
 APP = """
     import asyncio, json, os, socket, struct, tempfile, threading, time
-    from tornado.web import Application, RequestHandler, FallbackHandler
+    from tornado.web import Application, RequestHandler
     from tornado.websocket import WebSocketHandler
     from tornado_worker import TornadoWorker, WSGIContainer
 
@@ -115,7 +115,7 @@ APP = """
     app = Application([
         ("/info", Info), ("/hello", Hello), ("/block", Block), ("/poll", Poll),
         ("/socket", Socket), ("/small", SmallSocket),
-        ("/.*", FallbackHandler, {"fallback": WSGIContainer(wsgi)}),
+        ("/.*", WSGIContainer(wsgi)),
     ])
 """
 
@@ -189,7 +189,7 @@ def test_process_is_as_the_settings_say(gunicorn: Start, tmp_path: Path) -> None
 
     big = wsgi(server, "/upload", b"x" * 3_000_000)
     assert big["size"] == 3_000_000
-    assert [link for link in big["links"] if link.startswith(str(uploads))]  # type: ignore[attr-defined]
+    assert [link for link in big["links"] if link.startswith(str(uploads))], big
 
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
