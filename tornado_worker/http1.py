@@ -107,8 +107,12 @@ class ServerConnection(Connection):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.exchange is None and self._held and self.phase == Phase.IDLE:
-            self._next_message()
+        if self.exchange is None and self.phase == Phase.IDLE:
+            if self._held:
+                self._next_message()
+            else:
+                self._held = None
+                self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
@@ -357,11 +361,16 @@ class ServerConnection(Connection):
         else:
             self.phase = Phase.IDLE
             self.since = self.loop.time()
-            if not self._held:
+            if self._writing_paused:
+                # A client that does not take its response gets no other: what
+                # it sends is held, however slowly it comes. resume_writing
+                # goes on.
+                pass
+            elif not self._held:
                 self._held = None
                 if self._reading_paused:
                     self._resume_reading()
-            elif not self._writing_paused:
+            else:
                 # Not from here: the application is still inside finish().
                 self.loop.call_soon(self._next_message)
 
