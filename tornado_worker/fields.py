@@ -74,6 +74,11 @@ class RequestHeaders(HTTPHeaders):
         """Whether HTTPHeaders' own dictionaries have the fields."""
         return self._by_name is None
 
+    @property
+    def wire_fields(self) -> dict[bytes, bytes] | None:
+        """The fields as received, names in lower case; None once the dictionaries have them."""
+        return self._by_name
+
     def __getattr__(self, attribute: str) -> Any:
         if attribute not in ("_as_list", "_combined_cache"):
             raise AttributeError(attribute)
