@@ -324,8 +324,8 @@ def test_tls_is_served_and_http_2_never_promised(serve, tls):
 def test_unusable_certificate_stops_gunicorn(serve, tls):
     config = f"certfile = {str(tls.keyfile)!r}; keyfile = {str(tls.keyfile)!r}"
     server = serve(config=config, wait=False)
-    assert server.wait_exit() == 3
-    assert server.count_log("^ssl.SSLError") == 1
+    assert server.wait_exit() == 1
+    assert server.count_log(r"^Error: cannot use the TLS settings .*\[SSL\]") == 1
 
 
 # -- heartbeat ---------------------------------------------------------------------
@@ -584,7 +584,8 @@ def test_max_requests_counts_requests_not_connections(serve, loop):
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             head = b"".join(iter(file.readline, b"\r\n"))
             assert file.read(5) == b"hello"
-            assert (b"Connection: close" in head) == (number == 2)
+            assert b"Connection: close" not in head or number == 2
+        # Once a replacement is there.
         assert file.read() == b""
     server.wait_worker_exit(pid)
     assert server.count_log("Autorestarting worker after current request.") == 1
@@ -607,7 +608,7 @@ def test_what_never_ends_does_not_hold_the_worker(serve, loop, work):
 
         app = tornado.web.Application([("/", Start)])
         """,
-        args=["--graceful-timeout", 2],
+        args=["--graceful-timeout", 4],
         loop=loop,
         config="def worker_exit(arbiter, worker): worker.log.info('hook worker_exit')",
     )
@@ -672,7 +673,7 @@ def test_thread_that_never_ends_does_not_hold_the_worker(serve):
         f"""
         threading.Thread(target=time.sleep, args=[{FOREVER}], name="poller").start()
         """,
-        args=["--graceful-timeout", 2],
+        args=["--graceful-timeout", 4],
     )
     assert server.request("/").text == "hello"
     server.signal(signal.SIGTERM)
@@ -728,7 +729,7 @@ def test_view_that_outlives_its_client_is_waited_for_and_then_named(gunicorn):
             logging.getLogger("gunicorn.error").info("view ends")
             return []
         """,
-        args=["--graceful-timeout", "2"],
+        args=["--graceful-timeout", "4"],
     )
     [pid] = server.wait_workers()
     with request_in_flight(server, "/short?1", "view"):

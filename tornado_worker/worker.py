@@ -463,7 +463,7 @@ class TornadoWorker(Worker):
         if not self._hurry.is_set():
             self._call_hook("worker_int")
         self.log.warning("Leaving in the middle of:\n%s", _stack(frame))
-        sys.exit(0)
+        self._exit(0)
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
@@ -475,7 +475,13 @@ class TornadoWorker(Worker):
             _stack(frame),
         )
         self._call_hook("worker_abort")
-        sys.exit(1)
+        self._exit(1)
+
+    def _exit(self, status: int) -> None:
+        # uvloop keeps what a protocol raises to itself: then the loop, which
+        # turns again, has to raise it.
+        self._call_soon(sys.exit, status)
+        sys.exit(status)
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """USR1: reopen the log files."""
