@@ -14,6 +14,7 @@ import inspect
 import logging
 import os
 import re
+import select
 import socket
 import ssl
 import struct
@@ -150,7 +151,7 @@ class Client:
     def __init__(self, server: ServerThread, sock: socket.socket) -> None:
         self._server = server
         self.sock = sock
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def __enter__(self) -> Self:
         return self
@@ -183,20 +184,44 @@ class Client:
             while sent < limit:
                 try:
                     sent += self.sock.send(data[sent % len(data) :])
-                except BlockingIOError:
+                except (BlockingIOError, ssl.SSLWantWriteError):
                     # Nothing on the way and nothing taken for ten turns.
                     for _ in range(10):
                         self._server.turn()
                         try:
                             sent += self.sock.send(data[sent % len(data) :])
                             break
-                        except BlockingIOError:
+                        except (BlockingIOError, ssl.SSLWantWriteError):
                             continue
                     else:
                         return sent
         finally:
             self.sock.settimeout(DEADLINE_S)
         raise AssertionError(f"the server went on reading after {sent} bytes")
+
+    def send_and_receive(self, data: bytes) -> None:
+        """Send, and take what comes meanwhile: a server may stop reading until we do.
+
+        In one thread, because an SSLSocket does not bear two.
+        """
+        unsent = memoryview(data)
+        again = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self.sock.setblocking(False)
+        try:
+            while unsent:
+                with contextlib.suppress(*again):
+                    received = self.sock.recv(1 << 18)
+                    if not received:
+                        return
+                    self._buffer += received
+                    continue
+                with contextlib.suppress(*again):
+                    unsent = unsent[self.sock.send(unsent) :]
+                    continue
+                if not any(select.select([self.sock], [self.sock], [], DEADLINE_S)):
+                    raise AssertionError(f"{len(unsent)} bytes not taken; got {self._buffer!r}")
+        finally:
+            self.sock.settimeout(DEADLINE_S)
 
     def shutdown(self) -> None:
         """Send no more, go on reading (`nc -N`)."""
@@ -226,7 +251,8 @@ class Client:
             if not data:
                 raise AssertionError(f"closed early; so far: {self._buffer[-2000:]!r}")
             self._buffer += data
-        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
         return data
 
     def receive_until(self, delimiter: bytes) -> bytes:
@@ -239,25 +265,22 @@ class Client:
 
     def receive_all(self) -> bytes:
         """Return everything up to the end, which a reset may be."""
-        parts = [self._buffer]
-        self._buffer = b""
         with contextlib.suppress(ConnectionResetError):
             while data := self._recv():
-                parts.append(data)
-        return b"".join(parts)
+                self._buffer += data
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
 
     def expect(self, data: bytes) -> None:
         """The next bytes are exactly these."""
-        got = b""
-        while len(got) < len(data):
-            if not self._buffer:
-                self._buffer = self._recv()
-            if not self._buffer:
+        while len(self._buffer) < len(data) and data.startswith(self._buffer):
+            more = self._recv()
+            if not more:
                 break
-            count = len(data) - len(got)
-            got, self._buffer = got + self._buffer[:count], self._buffer[count:]
-            if not data.startswith(got):
-                break
+            self._buffer += more
+        got = bytes(self._buffer[: len(data)])
+        del self._buffer[: len(data)]
         assert got == data
 
     def expect_close(self) -> None:
@@ -271,7 +294,7 @@ class Client:
         self.sock.setblocking(False)
         try:
             data = self.sock.recv(65536)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             data = None
         finally:
             self.sock.settimeout(DEADLINE_S)
@@ -297,12 +320,12 @@ class Client:
         return Response(head, start_line.code, headers, body)
 
     def _chunked_body(self) -> bytes:
-        body = b""
+        chunks = []
         while size := int(self.receive_until(b"\r\n"), 16):
-            body += self.receive(size)
+            chunks.append(self.receive(size))
             self.expect(b"\r\n")
         self.expect(b"\r\n")
-        return body
+        return b"".join(chunks)
 
     def get(self, path: str = "/") -> Response:
         self.send(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
@@ -425,7 +448,8 @@ class ServerThread:
     """One HTTPServer on a loop in a thread of its own.
 
     `http` is the server, for what a test must look up; `run` calls a function
-    on the loop, `turn` lets the loop go round.
+    on the loop, `turn` lets the loop go round. `kernel_buffer` bounds what the
+    kernel holds of a connection on the server's side (bytes; it doubles them).
     """
 
     def __init__(
@@ -434,12 +458,14 @@ class ServerThread:
         *,
         loop: str = "asyncio",
         sockets: Callable[[], list[socket.socket]] | None = None,
+        kernel_buffer: int | None = None,
         client_tls: ssl.SSLContext | None = None,
         **options: Any,
     ) -> None:
         self._app = app
         self._options = options
         self._sockets = sockets or (lambda: bind_sockets(0, "127.0.0.1"))
+        self._kernel_buffer = kernel_buffer
         self._client_tls = client_tls
         self._clients: list[Client] = []
         self._started = threading.Event()
@@ -466,6 +492,10 @@ class ServerThread:
         self._stop = asyncio.Event()
         self.http = HTTPServer(self._app, **self._options)
         sockets = self._sockets()
+        if self._kernel_buffer is not None:
+            for sock in sockets:  # inherited by every connection
+                for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                    sock.setsockopt(socket.SOL_SOCKET, option, self._kernel_buffer)
         self.address: Any = sockets[0].getsockname()
         self.http.add_sockets(sockets)
         self._started.set()
@@ -515,12 +545,13 @@ class ServerThread:
         streams: set[Any] = self.http._streams
         return streams
 
-    def connect(self, *, receive_buffer: int | None = None, tls: bool | None = None) -> Client:
-        """Open a connection; over TLS when the server's fixture was given a client context."""
+    def connect(self, *, kernel_buffer: int | None = None, tls: bool | None = None) -> Client:
+        """Open a connection; over TLS when the server was given a client context."""
         sock = socket.socket(socket.AF_INET6 if len(self.address) == 4 else socket.AF_INET)
         sock.settimeout(DEADLINE_S)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if kernel_buffer is not None:
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, kernel_buffer)
         sock.connect(self.address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._client_tls is not None and tls is not False:

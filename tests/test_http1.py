@@ -312,22 +312,18 @@ def test_early_answer_reaches_a_client_that_is_still_sending(serve: Serve) -> No
     client = serve(Messages(on_headers=lambda m: m.respond(b"no", 413))).connect()
     body = b"b" * (8 << 20)
     client.send(post(b"", length=len(body)))
-    sender = threading.Thread(target=client.send, args=(body,))
-    sender.start()
+    client.send_and_receive(body)
     client.expect(b"HTTP/1.1 413 Test\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
     client.expect_close()
-    sender.join()
 
 
 def test_refusal_reaches_a_client_that_is_still_sending(serve: Serve) -> None:
     client = serve(Messages(), max_body_size=1000).connect()
     body = b"b" * (8 << 20)
     client.send(post(b"", length=len(body)))
-    sender = threading.Thread(target=client.send, args=(body,))
-    sender.start()
+    client.send_and_receive(body)
     client.expect(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     client.expect_close()
-    sender.join()
     serve.logs.expect(
         "INFO tornado.general: Malformed HTTP message from 127.0.0.1: Content-Length too long"
     )
