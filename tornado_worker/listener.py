@@ -11,11 +11,11 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.log import gen_log
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "LoadShare"]
 
 # Connections taken per turn of the loop and listener: enough for a burst, few
 # enough that open connections and other workers get their turn.
@@ -25,6 +25,8 @@ _BATCH = 64
 _QUEUE_MAX = 4096
 # Out of descriptors or memory: how long not to accept (seconds).
 _PAUSE_S = 1.0
+# How long a process that has more than its share leaves new connections to the others.
+_YIELD_S = 0.005
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A peer that vanished without a word is found by TCP itself after about two
 # minutes of silence: seconds of quiet, between probes, and unanswered probes.
@@ -34,6 +36,16 @@ _TCP_KEEPALIVE = (
     ("TCP_KEEPINTVL", 15),
     ("TCP_KEEPCNT", 4),
 )
+
+
+class LoadShare(Protocol):
+    """How much of the load is ours, of several processes that accept on one socket."""
+
+    def allowance(self) -> int:
+        """Return how many connections to accept at once; 0 when others should."""
+
+    def publish(self) -> None:
+        """Tell the others how many connections are open here."""
 
 
 class Acceptor:
@@ -55,6 +67,10 @@ class Acceptor:
         self._listeners: dict[socket.socket, Any] = {}
         self._paused = False
         self._out_of_resources = False
+        #: None: there is nobody to share with.
+        self.share: LoadShare | None = None
+        self._yielding = False
+        self._turn = False
         # Said once each, not at every turn.
         self._said_full = False
         self._said_out = False
@@ -106,11 +122,29 @@ class Acceptor:
 
     def room_made(self) -> None:
         """A connection has gone: accept again if only room was missing."""
-        if self._paused and not self._out_of_resources and self._has_room():
-            self._resume()
+        if self.share is not None:
+            self.share.publish()
+        self._resume_if_possible()
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_BATCH):
+        share = self.share
+        if share is None:
+            self._accept_batch(listener, _BATCH)
+            return
+        # One at least after each pause, whatever the others do or fail to do.
+        allowance = max(share.allowance(), self._turn)
+        self._turn = False
+        if allowance:
+            self._accept_batch(listener, allowance)
+            share.publish()
+        else:
+            self._yielding = True
+            self._pause()
+            assert self._loop is not None
+            self._loop.call_later(_YIELD_S, self._take_turn)
+
+    def _accept_batch(self, listener: socket.socket, size: int) -> None:
+        for _ in range(size):
             if not self._has_room():
                 if not self._said_full:
                     self._said_full = True
@@ -152,6 +186,15 @@ class Acceptor:
         for listener in self._listeners:
             self._loop.add_reader(listener, self._accept, listener)
 
+    def _resume_if_possible(self) -> None:
+        if self._paused and not self._out_of_resources and not self._yielding and self._has_room():
+            self._resume()
+
     def _try_again(self) -> None:
         self._out_of_resources = False
-        self.room_made()
+        self._resume_if_possible()
+
+    def _take_turn(self) -> None:
+        self._yielding = False
+        self._turn = True
+        self._resume_if_possible()

@@ -13,15 +13,26 @@ import os
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Peer", "Peers", "Row", "State"]
+__all__ = ["Peer", "Peers", "Row", "Share", "State"]
 
 # Every field is an aligned 64-bit integer, which is read and written in one piece.
 _FIELD_BYTES = 8
 _ROW_FIELDS = 8
 # More workers than this under one master go without a row.
 _ROWS_MAX = 1024
+
+# Of new connections, at once: alone, and with others.
+_BATCH_ALONE = 64
+_BATCH_MAX = 8
+# A worker takes no more than this beyond the mean before it lets others go first:
+# a part of the mean, and a number for when nobody has much.
+_BEYOND_MEAN = 1.1
+_BEYOND_FEW = 32
+# A worker whose loop has not turned for this long cannot take its share (seconds).
+_STALE_S = 2.5
 
 # Fields of the heading, which takes the place of the first row.
 _ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING = range(5)
@@ -166,14 +177,11 @@ class Peers:
             if start != row.start
         )
 
-    def mean_load(self, stale_s: float) -> tuple[float, int]:
-        """Return connections per worker that accepts, and how many those are.
-
-        A worker whose loop has not turned for `stale_s` seconds does not count.
-        """
+    def mean_load(self) -> tuple[float, int]:
+        """Return connections per worker that accepts, and how many those are."""
         fields = self._fields
         total = count = 0
-        oldest = _milliseconds() - int(stale_s * 1000)
+        oldest = _milliseconds() - int(_STALE_S * 1000)
         for start in self._starts():
             if fields[start + _STATE] == State.SERVING and fields[start + _BEAT] >= oldest:
                 total += fields[start + _LOAD]
@@ -230,3 +238,21 @@ class Row:
 
     def set_load(self, connections: int) -> None:
         self._fields[self.start + _LOAD] = connections
+
+
+class Share:
+    """One worker's share of the connections; a `listener.LoadShare`."""
+
+    def __init__(self, row: Row, count: Callable[[], int]) -> None:
+        """`count()` returns how many connections are open in this worker."""
+        self._row = row
+        self._count = count
+
+    def allowance(self) -> int:
+        mean, workers = self._row.peers.mean_load()
+        if workers <= 1:
+            return _BATCH_ALONE
+        return max(0, min(_BATCH_MAX, int(mean * _BEYOND_MEAN + _BEYOND_FEW - self._count())))
+
+    def publish(self) -> None:
+        self._row.set_load(self._count())

@@ -24,7 +24,7 @@ from tornado.netutil import ssl_options_to_context
 from tornado_worker.connection import Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.http1 import ServerConnection
-from tornado_worker.listener import Acceptor
+from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.stream import TransportStream
@@ -298,6 +298,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # For Tornado's stop().
             self._sockets[sock.fileno()] = sock
             self._handlers[sock.fileno()] = functools.partial(self._acceptor.remove, sock)
+
+    def share_load(self, share: LoadShare) -> None:
+        """Accept new connections in fair shares with others on the same sockets."""
+        self._acceptor.share = share
 
     def _use_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

@@ -39,7 +39,7 @@ from tornado_worker.application import (
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.known_settings import check_settings
-from tornado_worker.peers import Peers, Row, State
+from tornado_worker.peers import Peers, Row, Share, State
 from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
@@ -283,6 +283,9 @@ class TornadoWorker(Worker):
         """Serve until something begins a drain, and through it; return what will not end."""
         self._beat()
         if self.alive:
+            # With SO_REUSEPORT the kernel spreads connections, and not by load.
+            if self._row is not None and not self.cfg.reuse_port:
+                self.server.share_load(Share(self._row, self.server.connection_count))
             self.server.add_sockets([listener.sock for listener in self.sockets])
             self._set_state(State.SERVING)
         else:
