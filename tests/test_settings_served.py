@@ -26,10 +26,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gunicorn.config import KNOWN_SETTINGS
 
 from gunicorn_process import GunicornProcess, wait_until
 
 Start = Callable[..., GunicornProcess]
+
+HAS_WEBSOCKET_LIMIT = "websocket_max_message_size" in {setting.name for setting in KNOWN_SETTINGS}
 
 APP = """
     import asyncio, json, os, socket, struct, tempfile, threading, time
@@ -360,9 +363,7 @@ def exchange(server: GunicornProcess, path: str, size: int) -> bytes:
 
 
 def test_websocket_max_message_size_limits_tornados_websockets(gunicorn: Start) -> None:
-    from gunicorn.config import KNOWN_SETTINGS
-
-    if "websocket_max_message_size" not in {setting.name for setting in KNOWN_SETTINGS}:
+    if not HAS_WEBSOCKET_LIMIT:
         pytest.skip("not in this Gunicorn")
     too_big = struct.pack(">H", 1009)
     server = gunicorn(APP, config="websocket_max_message_size = 1000")
@@ -376,7 +377,8 @@ def test_applications_own_websocket_limit_comes_first(gunicorn: Start) -> None:
     source = APP.replace("    app = Application([", "    app = Application(handlers=[").replace(
         "    ])\n", "    ], websocket_max_message_size=2000)\n"
     )
-    server = gunicorn(source, args=["--websocket-max-message-size", "0"])
+    args = ["--websocket-max-message-size", "0"] if HAS_WEBSOCKET_LIMIT else []
+    server = gunicorn(source, args=args)
     assert exchange(server, "/socket", 2000) == b"2000"
     assert exchange(server, "/socket", 2001) in (struct.pack(">H", 1009), b"")
 

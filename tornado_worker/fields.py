@@ -86,7 +86,8 @@ class RequestHeaders(HTTPHeaders):
         self._as_list = {
             _field_names[name]: [value.decode("latin-1")] for name, value in by_name.items()
         }
-        self._combined_cache = {}
+        # Tornado 6.5's __delitem__ wants every field in here.
+        self._combined_cache = {name: values[0] for name, values in self._as_list.items()}
         return self.__dict__[attribute]
 
     def __getitem__(self, name: str) -> str:

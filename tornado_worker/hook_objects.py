@@ -124,6 +124,7 @@ class Request:
         fields = self._exchange.headers
         if self.headers != [(name.upper(), value) for name, value in fields.get_all()]:
             for name in list(fields):
+                fields[name] = ""  # or Tornado 6.5 cannot delete a repeated field
                 del fields[name]
             for name, value in self.headers:
                 fields.add(name, value)

@@ -97,6 +97,7 @@ class _Message(HeaderPolicy):  # type: ignore[misc]
             for value in headers.get_list(name):
                 if not self._apply_header_policy(name.upper(), value, scheme_state, seen, *lists):
                     # For every field of that name: the value plays no part in it.
+                    headers[name] = ""  # or Tornado 6.5 cannot delete a repeated field
                     del headers[name]
                     break
         if scheme_state[0]:
