@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import logging
 import reprlib
 import types
 from collections.abc import Callable
@@ -80,8 +81,12 @@ def install_loader(worker_class: type) -> None:
 
     def load_wsgiapp(self: Any) -> Any:
         # A configuration reload can bring another class of workers.
-        if not issubclass(self.cfg.worker_class, worker_class):
+        chosen = self.cfg.worker_class
+        if not issubclass(chosen, worker_class):
             return original(self)
+        if self.cfg.check_config or self.cfg.print_config:
+            # Nobody else asks it then. Without handlers the log is standard error.
+            chosen.check_config(self.cfg, logging.getLogger("gunicorn.error"))
         try:
             return _import_app(self.app_uri)
         except RuntimeError as error:
