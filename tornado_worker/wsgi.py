@@ -281,9 +281,10 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
                 self._waiting_max,
             )
 
-    def on_response(self, exchange: Exchange, status: int) -> None:
+    def on_response(self, exchange: Exchange) -> None:
         """The response is written. Log it as Tornado's container does."""
         if self._logs_access:  # the server's job under Gunicorn
+            status = exchange.status
             level = logging.INFO
             if status >= 400:
                 level = logging.WARNING if status < 500 else logging.ERROR
