@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         "_closed_waiter",
         "_drain_waiters",
         "_held",
+        "_leaving",
         "_reading_paused",
         "_unsent",
         "_unsent_since",
@@ -79,6 +80,8 @@ class Connection(asyncio.Protocol):
         # Bytes the peer had not taken when last looked at, and since when.
         self._unsent = 0
         self._unsent_since = 0.0
+        # The same, when last looked at in order to close.
+        self._leaving = 0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
 
@@ -186,6 +189,11 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSING
         self.since = self.loop.time()
         self.transport.close()
+
+    def _is_leaving(self) -> bool:
+        """Tell whether the peer still takes bytes, compared with the last call."""
+        before, self._leaving = self._leaving, self.transport.get_write_buffer_size()
+        return self._leaving not in (0, before)
 
     def abort(self) -> None:
         if self.transport is not None:

@@ -484,6 +484,8 @@ class ServerConnection(Connection):
         elif phase == Phase.BODY:
             gen_log.info("Timeout reading body from %s", self.context)
             self.abort()
+        elif self._is_leaving():
+            self.since = self.loop.time()  # a slow reader: it gets the rest
         else:
             self.abort()
 
