@@ -219,7 +219,7 @@ class Client:
                     unsent = unsent[self.sock.send(unsent) :]
                     continue
                 if not any(select.select([self.sock], [self.sock], [], DEADLINE_S)):
-                    raise AssertionError(f"{len(unsent)} bytes not taken; got {self._buffer!r}")
+                    raise AssertionError(f"{len(unsent)} bytes not taken")
         finally:
             self.sock.settimeout(DEADLINE_S)
 
@@ -242,14 +242,14 @@ class Client:
             return self.sock.recv(1 << 18)
         except TimeoutError:
             raise AssertionError(
-                f"nothing more came within {DEADLINE_S:g} s; so far: {self._buffer[-2000:]!r}"
+                f"nothing more came within {DEADLINE_S:g} s; so far: {bytes(self._buffer[-300:])!r}"
             ) from None
 
     def receive(self, count: int) -> bytes:
         while len(self._buffer) < count:
             data = self._recv()
             if not data:
-                raise AssertionError(f"closed early; so far: {self._buffer[-2000:]!r}")
+                raise AssertionError(f"closed early; so far: {bytes(self._buffer[-300:])!r}")
             self._buffer += data
         data = bytes(self._buffer[:count])
         del self._buffer[:count]
@@ -259,7 +259,7 @@ class Client:
         while delimiter not in self._buffer:
             data = self._recv()
             if not data:
-                raise AssertionError(f"closed early; so far: {self._buffer[-2000:]!r}")
+                raise AssertionError(f"closed early; so far: {bytes(self._buffer[-300:])!r}")
             self._buffer += data
         return self.receive(self._buffer.index(delimiter) + len(delimiter))
 
