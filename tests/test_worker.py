@@ -501,7 +501,7 @@ def test_usr1_reopens_log_files(serve, loop):
 
 def test_winch_is_ignored(serve, loop):
     server = serve(args=["--log-level", "debug"], loop=loop)
-    [pid] = server.wait_workers()
+    pid = int(server.request("/pid").text)
     server.signal_worker(pid, signal.SIGWINCH)
     server.wait_log("worker: SIGWINCH ignored.")
     assert server.request("/pid").text == str(pid)

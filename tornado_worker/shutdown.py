@@ -75,7 +75,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Any) -> None:
-    """Make the process exit with `status` within `timeout` seconds of its main thread's end.
+    """Make the process exit with `status` within `timeout` seconds of the main thread's last line.
 
     Otherwise the interpreter would wait there for all threads but daemons, for
     ever if need be; it is also what ends the idle threads of an executor. `beat`
@@ -85,8 +85,16 @@ def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], 
     if not _threads():
         return
 
+    ended = threading.Event()
+    # What the interpreter does first when the main thread has run its last
+    # line. Private, and concurrent.futures builds on it; joining the main
+    # thread comes too late, as executors are waited for before that.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(ended.set)
+
     def end() -> None:
-        threading.main_thread().join()
+        ended.wait() if register is not None else threading.main_thread().join()
         deadline = time.monotonic() + timeout
         while (rest := deadline - time.monotonic()) > 0:
             beat()
