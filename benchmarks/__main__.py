@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.environment import describe_environment
 from benchmarks.floor import measure_floor
 from benchmarks.loads import Plan, Sample, WrkLoad
-from benchmarks.measure import MachineUse, choose_cores, raise_open_file_limit
+from benchmarks.measure import MachineUse, await_quiet, choose_cores, raise_open_file_limit
 from benchmarks.report import (
     environment_lines,
     headline_lines,
@@ -42,9 +42,11 @@ SECONDS = 1.0
 QUICK_ROUNDS = 2
 QUICK_BUDGET_S = 110.0
 
-# With --patient: how much others may have used, and how often to try for it.
-QUIET_PERCENT = 5.0
-PATIENCE = 20
+# With --patient: how much others may use, how long to wait for it before a
+# sample, and how many samples to try.
+QUIET_PERCENT = 10.0
+QUIET_TIMEOUT_S = 60.0
+PATIENCE = 4
 
 
 def main() -> int:
@@ -98,7 +100,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--rounds", type=int, help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})")
     add("--seconds", type=float, help=f"of a sample (default {SECONDS})")
     add("--json", type=Path, metavar="FILE", help="write every sample and verdict there")
-    add("--patient", action="store_true", help="repeat samples while other processes are busy")
+    add("--patient", action="store_true", help="wait for moments when other processes do little")
     add("--no-pin", action="store_true", help="let server and clients use any core")
     add("--list", action="store_true", help="show scenarios and workers, and what is missing")
     return parser.parse_args()
@@ -181,9 +183,10 @@ def _run_scenario(
 
 
 def _take_quiet_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample, str]:
-    """Take a sample again while others were busy, but not for ever."""
+    """Take a sample in a quiet moment, and again if it did not last; not for ever."""
     best: tuple[Sample, str] | None = None
     for _ in range(PATIENCE):
+        await_quiet(QUIET_PERCENT, QUIET_TIMEOUT_S)
         sample, about = _take_sample(scenario, worker, plan)
         if best is None or sample["others_percent"] < best[0]["others_percent"]:
             best = sample, about

@@ -23,6 +23,7 @@ __all__ = [
     "Heartbeat",
     "MachineUse",
     "Memory",
+    "await_quiet",
     "choose_cores",
     "cpu_seconds",
     "memory",
@@ -98,6 +99,16 @@ class MachineUse:
         own = self._own_seconds() - self._own + server_s
         used = _busy_seconds() - self._busy - own
         return max(0.0, 100 * used / elapsed / (os.cpu_count() or 1))
+
+
+def await_quiet(percent: float, timeout_s: float) -> None:
+    """Return when others have used less than `percent` for a moment, or after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        use = MachineUse()
+        time.sleep(0.5)
+        if not use.percent_by_others(0) > percent:
+            return
 
 
 def _busy_seconds() -> float:
