@@ -252,9 +252,11 @@ class Benchmark:
         _, history = await self.fetch("/api/rooms/lobby/history")
         self.cursor = history["cursor"]
         cookie, xsrf = await self.person()
+        waiting = []
         for _ in range(clients):
             client = CLIENTS[way](self, (await self.person())[0])
             await client.connect(self.port)
+            waiting.append(client)
         await self.until_quiet()
         acknowledged = []
         for number in range(WARM_UP + messages):
@@ -276,6 +278,8 @@ class Benchmark:
             # Everybody waits again before the next.
             await asyncio.sleep(SETTLE_S)
         self.over = True
+        for client in waiting:
+            client.transport.close()
         return acknowledged
 
     async def until_up(self) -> None:

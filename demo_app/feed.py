@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demo_app.store import Message, Store, StoreUnavailable, UnknownCursor, position
+from demo_app.tasks import end_task
 
 __all__ = ["Feed", "Listener", "Room", "Update"]
 
@@ -87,9 +88,7 @@ class Feed:
         self._task = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_task(self._task)
 
     def room(self, name: str) -> Room:
         room = self._rooms.get(name)

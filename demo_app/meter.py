@@ -10,6 +10,7 @@ import time
 from collections import deque
 
 from demo_app.store import WorkerReport
+from demo_app.tasks import end_task
 
 __all__ = ["KINDS", "Meter"]
 
@@ -33,9 +34,7 @@ class Meter:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_task(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from typing import Any
 from demo_app.feed import Feed, Room
 from demo_app.meter import Meter
 from demo_app.store import Message, Signal, Store, StoreUnavailable, WorkerReport
+from demo_app.tasks import end_task
 
 __all__ = ["Presence"]
 
@@ -75,9 +76,7 @@ class Presence:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_task(self._task)
 
     def drain(self) -> None:
         """Tell the others that this worker is stopping."""
@@ -147,7 +146,8 @@ class Presence:
         while True:
             await asyncio.sleep(SETTLE_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
             self._wake.clear()
             await self._refresh()
 

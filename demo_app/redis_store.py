@@ -39,6 +39,7 @@ from demo_app.store import (
     WorkerReport,
     position,
 )
+from demo_app.tasks import end_task
 
 __all__ = ["RedisArchive", "RedisStore"]
 
@@ -164,10 +165,8 @@ class RedisStore(Store):
                 await asyncio.sleep(1.0)
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in list(self._tasks):
+            await end_task(task)
         clients, self._clients = self._clients, []
         for client in clients:
             await client.aclose()

@@ -302,7 +302,8 @@ class SqliteStore(Store):
             if found or rest <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), min(rest, RECHECK_S))
+                async with asyncio.timeout(min(rest, RECHECK_S)):
+                    await self._hint.wait()
 
     async def newest(self, limit: int) -> tuple[str, list[Message]]:
         def query(connection: sqlite3.Connection) -> tuple[str, list[Message]]:

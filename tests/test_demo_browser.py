@@ -68,8 +68,8 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
         return page
 
     def on_console(kind: str, text: str) -> None:
-        # The browser itself reports connections that a restart has cut.
-        if kind == "error" and not re.search(r"net::ERR_|WebSocket connection|status of 50", text):
+        # The browser itself reports refusals, and connections that a restart has cut.
+        if kind == "error" and not re.match(r"Failed to load resource|WebSocket connection", text):
             errors.append(text)
 
     yield open_window

@@ -257,9 +257,11 @@ export class Listener extends EventTarget {
           }
         },
         wait: () => {
-          within(FIRST_SIGN_MS);
-          if (this.live) this.tell("reconnecting");
+          // One deadline for all of the browser's attempts together.
+          if (!this.live) return;
           this.live = false;
+          this.tell("reconnecting");
+          within(FIRST_SIGN_MS);
         },
         end: () => end(),
       });
