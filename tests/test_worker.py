@@ -432,13 +432,15 @@ def test_quit_ends_a_drain(serve, loop):
 
 
 def test_quit_ends_a_blocked_worker(serve, loop):
-    server = serve(loop=loop)
+    hook = "def worker_int(worker): worker.log.info('hook worker_int')"
+    server = serve(config=hook, loop=loop)
     [pid] = server.wait_workers()
     with request_in_flight(server, f"/block?s={FOREVER}", "blocking"):
         server.signal_worker(pid, signal.SIGQUIT)
         server.wait_worker_exit(pid, 10)
     server.wait_log("Leaving in the middle of:")
     server.wait_log("in block_the_loop")
+    assert server.count_log("hook worker_int") == 1
 
 
 def test_quit_ends_a_worker_whose_handler_catches_everything(serve):

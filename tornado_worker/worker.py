@@ -17,12 +17,10 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import FrameType
 from typing import Any, ClassVar
 
 from gunicorn import util
 from gunicorn.arbiter import Arbiter
-from gunicorn.workers.base import Worker
 from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
@@ -51,12 +49,10 @@ from tornado_worker.settings import (
     server_arguments,
 )
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
+from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
 
 __all__ = ["TornadoWorker"]
 
-# How long a worker may take to leave after QUIT, INT or a change of a file; the
-# arbiter gives it 2 s when it is itself told to hurry, and then kills.
-_QUICK_EXIT_S = 1.0
 # What is due when its time is over still gets this long, to go out or to end.
 _LAST_MOMENT_S = 0.1
 _POLL_S = 0.02
@@ -64,7 +60,7 @@ _POLL_S = 0.02
 _RELOAD = b"1"
 
 
-class TornadoWorker(Worker):
+class TornadoWorker(SignalHandlers):
     """Serves Tornado and WSGI applications on one asyncio loop.
 
     Subclass it in the configuration file to set what Gunicorn has no setting for.
@@ -81,7 +77,6 @@ class TornadoWorker(Worker):
     _generation: ClassVar[Generation | None] = None
 
     server: HTTPServer
-    alive: bool
 
     # -- in the arbiter ------------------------------------------------------------
 
@@ -103,10 +98,6 @@ class TornadoWorker(Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Before the fork: no loop, no thread, no lock here.
         super().__init__(*args, **kwargs)
-        self._loading: asyncio.Task[None] | None = None
-        self._serving = False
-        self._hurried = False
-        self._last_beat = 0.0
         self._recycling: asyncio.Task[None] | None = None
         self._row = self._admit()
 
@@ -209,8 +200,6 @@ class TornadoWorker(Worker):
             load = partial(self._failure_page, error)
         # Code at module level that used asyncio.run() has left no current loop.
         asyncio.set_event_loop(self._loop)
-        if not self.alive:
-            sys.exit(0)  # a TERM came meanwhile
         try:
             self._runner.run(self._start(load))
         except SyntaxError as error:
@@ -220,6 +209,8 @@ class TornadoWorker(Worker):
 
     async def _start(self, load: Callable[[], Any]) -> None:
         self._loading = asyncio.current_task()
+        if not self.alive:
+            raise asyncio.CancelledError  # a TERM came meanwhile
         self._lifespan = Lifespan(name_of(self.app), self._wrap_wsgi)
 
         def load_object() -> Any:
@@ -368,9 +359,8 @@ class TornadoWorker(Worker):
 
     def _end_quickly(self) -> None:
         """Cut what is in flight and leave, also when a drain has begun."""
-        self._call_hook("worker_int")
         self._begin_drain(0)
-        self._deadline = self._loop.time() + _QUICK_EXIT_S
+        self._deadline = self._loop.time() + QUICK_EXIT_S
         self._hurry.set()
 
     async def _finish_connections(self) -> None:
@@ -418,100 +408,11 @@ class TornadoWorker(Worker):
         hurry.cancel()
         return task.done()
 
-    # -- signals -------------------------------------------------------------------
-
-    def init_signals(self) -> None:
-        # What came before now went to the arbiter's handlers, inherited at the
-        # fork: they only queue it, and nobody reads this copy of the queue. A
-        # worker that misses a TERM holds its arbiter for graceful_timeout.
-        arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        super().init_signals()
-        missed = set()
-        if isinstance(arbiter, Arbiter):
-            while not arbiter.SIG_QUEUE.empty():
-                missed.add(arbiter.SIG_QUEUE.get_nowait())
-        for number in missed & {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT}:
-            os.kill(os.getpid(), number)
-
-    # Called by the interpreter between any two instructions of the main thread,
-    # so these only have the loop do things: except where the loop may be stuck.
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """TERM: leave when what is in flight is done."""
-        self.alive = False
-        self._call_soon(self._on_term)
-
-    def _on_term(self) -> None:
-        if self._serving:
-            self._begin_drain()
-        elif self._loading is not None:
-            self._loading.cancel()
-
-    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        """QUIT, INT: leave at once."""
-        self.alive = False
-        if not self._serving:
-            self._call_hook("worker_int")
-            sys.exit(0)
-        if not self._hurried:
-            self._hurried = True
-            self._call_soon(self._end_quickly)
-            signal.signal(signal.SIGALRM, self._on_quit_overdue)
-            signal.setitimer(signal.ITIMER_REAL, _QUICK_EXIT_S + 0.5)
-
-    def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
-        # Whatever catches the SystemExit must not catch this.
-        signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
-        signal.setitimer(signal.ITIMER_REAL, _QUICK_EXIT_S)
-        if not self._hurry.is_set():
-            self._call_hook("worker_int")
-        self.log.warning("Leaving in the middle of:\n%s", _stack(frame))
-        self._exit(0)
-
-    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
-        """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
-        self.alive = False
-        self.log.error(
-            "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
-            self.pid,
-            self._loop.time() - self._last_beat,
-            _stack(frame),
-        )
-        self._call_hook("worker_abort")
-        self._exit(1)
-
-    def _exit(self, status: int) -> None:
-        # uvloop keeps what a protocol raises to itself: then the loop, which
-        # turns again, has to raise it.
-        self._call_soon(sys.exit, status)
-        sys.exit(status)
-
-    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
-        """USR1: reopen the log files."""
-        self._call_soon(self.log.reopen_files)
-
-    def handle_winch(self, sig: int, frame: FrameType | None) -> None:
-        """WINCH: the terminal's business."""
-        self._call_soon(super().handle_winch, sig, frame)
-
-    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:
-            pass  # the loop is closed: the process is at its end
-
     def _on_wakeup(self) -> None:
         # Signals write here too: that wakes a loop that was about to sleep.
         if _RELOAD in os.read(self.PIPE[0], 4096) and self._serving:
             # Who edits does not wait for a poll of some open page.
-            self._begin_drain(_QUICK_EXIT_S)
-
-    def _call_hook(self, name: str) -> None:
-        """Call a server hook of the user's; log what it raises."""
-        try:
-            getattr(self.cfg, name)(self)
-        except Exception:
-            self.log.exception("Exception in the hook %s", name)
+            self._begin_drain(QUICK_EXIT_S)
 
 
 class _Server(HTTPServer):
@@ -524,14 +425,6 @@ class _Server(HTTPServer):
     ) -> httputil.HTTPMessageDelegate:
         self.worker.on_request()
         return super().start_request(server_conn, request_conn)
-
-
-def _stack(frame: FrameType | None) -> str:
-    """Format the stack that ends in `frame`, without what is above the loop."""
-    stack = traceback.extract_stack(frame)
-    runner = asyncio.runners.__file__
-    start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1
-    return "".join(traceback.format_list(stack[start:])).rstrip()
 
 
 # Also here: `--check-config` loads the application without asking for the

@@ -1,0 +1,141 @@
+"""What a signal does to a worker, whether its loop turns or is stuck.
+
+The Python handlers of the process and nothing else: they run between any two
+instructions of the main thread, so they have the loop do things, except where the
+loop may be stuck. What draining or ending quickly means is the worker's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
+
+__all__ = ["QUICK_EXIT_S", "SignalHandlers"]
+
+# How long a worker may take to leave after QUIT, INT or a change of a file; the
+# arbiter gives it 2 s when it is itself told to hurry, and then kills.
+QUICK_EXIT_S = 1.0
+
+
+class SignalHandlers(Worker):
+    """A Gunicorn worker with signal handlers for one asyncio loop.
+
+    For TornadoWorker, which makes the loop before Gunicorn's `init_process` calls
+    `init_signals`, and says with `_loading` and `_serving` how far it has come.
+    """
+
+    alive: bool
+    _loop: asyncio.AbstractEventLoop
+    _loading: asyncio.Task[None] | None = None
+    _serving = False
+    _hurried = False
+    #: When the loop last turned, by its own clock.
+    _last_beat = 0.0
+
+    def _begin_drain(self, timeout: float | None = None) -> None:
+        """Stop accepting, and leave when what is in flight is done. Called on the loop."""
+        raise NotImplementedError
+
+    def _end_quickly(self) -> None:
+        """Cut what is in flight and leave. Called on the loop."""
+        raise NotImplementedError
+
+    def init_signals(self) -> None:
+        # What came before now went to the arbiter's handlers, inherited at the
+        # fork: they only queue it, and nobody reads this copy of the queue. A
+        # worker that misses a TERM holds its arbiter for graceful_timeout.
+        arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        super().init_signals()
+        missed = set()
+        if isinstance(arbiter, Arbiter):
+            while not arbiter.SIG_QUEUE.empty():
+                missed.add(arbiter.SIG_QUEUE.get_nowait())
+        for number in missed & {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT}:
+            os.kill(os.getpid(), number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """TERM: leave when what is in flight is done."""
+        self.alive = False
+        self._call_soon(self._on_term)
+
+    def _on_term(self) -> None:
+        if self._serving:
+            self._begin_drain()
+        elif self._loading is not None and not self._loading.cancelling():
+            self._loading.cancel()  # once: the next one is for what cleans up
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """QUIT, INT: leave at once."""
+        self.alive = False
+        first, self._hurried = not self._hurried, True
+        if first:
+            self._call_hook("worker_int")
+        if not self._serving:
+            sys.exit(0)
+        if first:
+            self._call_soon(self._end_quickly)
+            signal.signal(signal.SIGALRM, self._on_quit_overdue)
+            signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S + 0.5)
+
+    def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
+        # Whatever catches the SystemExit must not catch this.
+        signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S)
+        self.log.warning("Leaving in the middle of:\n%s", _stack(frame))
+        self._exit(0)
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
+        self.alive = False
+        self.log.error(
+            "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
+            self.pid,
+            self._loop.time() - self._last_beat,
+            _stack(frame),
+        )
+        self._call_hook("worker_abort")
+        self._exit(1)
+
+    def _exit(self, status: int) -> None:
+        # uvloop keeps what a protocol raises to itself: then the loop, which
+        # turns again, has to raise it.
+        self._call_soon(sys.exit, status)
+        sys.exit(status)
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """USR1: reopen the log files."""
+        self._call_soon(self.log.reopen_files)
+
+    def handle_winch(self, sig: int, frame: FrameType | None) -> None:
+        """WINCH: the terminal's business."""
+        self._call_soon(super().handle_winch, sig, frame)
+
+    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            pass  # the loop is closed: the process is at its end
+
+    def _call_hook(self, name: str) -> None:
+        """Call a server hook of the user's; log what it raises."""
+        try:
+            getattr(self.cfg, name)(self)
+        except Exception:
+            self.log.exception("Exception in the hook %s", name)
+
+
+def _stack(frame: FrameType | None) -> str:
+    """Format the stack that ends in `frame`, without what is above the loop."""
+    stack = traceback.extract_stack(frame)
+    runner = asyncio.runners.__file__
+    start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1
+    return "".join(traceback.format_list(stack[start:])).rstrip()
