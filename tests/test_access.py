@@ -303,6 +303,19 @@ def test_client_that_left_in_the_middle_keeps_the_status(server: GunicornProcess
     assert (atoms["s"], atoms["B"]) == ("200", "3000")
 
 
+def test_request_that_graceful_timeout_ends_has_a_line(gunicorn: Start) -> None:
+    server = gunicorn(APP, config="accesslog = 'access.log'; graceful_timeout = 1")
+    with server.connect() as sock:
+        request = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n"
+        sock.sendall(request % b"/hello" + request % b"/poll?s=30")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+        server.signal(signal.SIGTERM)
+        assert sock.recv(1000).startswith(b"HTTP/1.1 503 ")
+    assert server.wait_exit() == 0
+    line = lines_of(server.directory / "access.log", 2)[1]
+    assert '"GET /poll?s=30 HTTP/1.1" 503 0' in line
+
+
 # -- WebSockets and tunnels ----------------------------------------------------
 
 UPGRADE = (
@@ -598,6 +611,54 @@ def test_logconfig_dict_gets_records_with_atoms(gunicorn: Start) -> None:
     server.request("/wsgi")
     [line] = lines_of(server.directory / "a.log", 1)
     assert line.startswith("MINE 127.0.0.1 - - [") and '"GET /wsgi HTTP/1.1" 201 4' in line
+
+
+def test_logconfig_files_say_where_lines_go(gunicorn: Start) -> None:
+    ini = """
+        [loggers]
+        keys=root, gunicorn.access
+        [handlers]
+        keys=file
+        [formatters]
+        keys=mine
+        [logger_root]
+        level=WARNING
+        handlers=
+        [logger_gunicorn.access]
+        level=INFO
+        handlers=file
+        propagate=0
+        qualname=gunicorn.access
+        [handler_file]
+        class=FileHandler
+        formatter=mine
+        args=("ini.log",)
+        [formatter_mine]
+        format=INI %(message)s
+    """
+    as_json = json.dumps(
+        {
+            "handlers": {
+                "file": {
+                    "class": "logging.FileHandler",
+                    "filename": "json.log",
+                    "formatter": "mine",
+                }
+            },
+            "formatters": {"mine": {"format": "JSON %(message)s"}},
+            "root": {"level": "INFO", "handlers": []},
+            "loggers": {
+                "gunicorn.access": {"level": "INFO", "handlers": ["file"], "propagate": False}
+            },
+        }
+    )
+    for name, text, setting in (("ini", ini, "logconfig"), ("json", as_json, "logconfig_json")):
+        config = f"log_{name}"
+        server = gunicorn(APP, config=f"{setting} = {config!r}", files={config: text})
+        path = server.directory / f"{name}.log"
+        assert server.request("/hello").status == 200
+        [line] = lines_of(path, 1)
+        assert line.startswith(f"{name.upper()} 127.0.0.1 - - [")
 
 
 # -- without a Gunicorn --------------------------------------------------------

@@ -499,3 +499,25 @@ def test_gunicorn_settings_reach_native_and_wsgi(
     assert "HTTP_X_USER" in wsgi["names"] and "HTTP_X_EVIL" not in wsgi["names"]
     local = get("/w", V2_LOCAL)
     assert (local["ip"], local["proxy"]) == ("127.0.0.1", ["LOCAL", None, None])
+
+
+def test_xheaders_in_server_options_count_from_trusted_peers_only(
+    gunicorn: Callable[..., GunicornProcess],
+) -> None:
+    config = """
+        from tornado_worker import TornadoWorker
+
+        class worker_class(TornadoWorker):
+            SERVER_OPTIONS = {"xheaders": True}
+
+        bind = ["127.0.0.1:0", "unix:proxy.sock"]
+        forwarded_allow_ips = "192.0.2.1"
+    """
+    server = gunicorn(MIXED, config=config, worker_class=None, bind=None)
+    fields = {"X-Real-Ip": "203.0.113.9", "X-Scheme": "https"}
+    for target in ("/native", "/wsgi"):
+        # 127.0.0.1 is not in forwarded_allow_ips; a Unix socket need not be.
+        forged = json.loads(server.request(target, headers=fields).body)
+        assert (forged["ip"], forged["scheme"]) == ("127.0.0.1", "http")
+    native = json.loads(server.request("/native", headers=fields, address="unix:proxy.sock").body)
+    assert (native["ip"], native["scheme"]) == ("203.0.113.9", "https")
