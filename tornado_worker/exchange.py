@@ -43,6 +43,7 @@ class RequestConnection(httputil.HTTPConnection):
         "_close_callback",
         "_conn",
         "_left",
+        "_owner",
         "body_received",
         "body_sent",
         "body_timeout",
@@ -89,6 +90,9 @@ class RequestConnection(httputil.HTTPConnection):
         # Bytes of the response body still owed; None when not known ahead.
         self._left: int | None = None
         self._close_callback: Callable[[], None] | None = None
+        # What the latest callback belongs to: Tornado's handlers take theirs
+        # back before they detach, and their stream is still theirs.
+        self._owner: Any = None
 
     # What Tornado's HTTP1Connection offers beyond the interface
 
@@ -103,6 +107,8 @@ class RequestConnection(httputil.HTTPConnection):
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` if the client goes away before the response is finished."""
         self._close_callback = callback
+        if callback is not None:
+            self._owner = getattr(callback, "__self__", None)
 
     def set_max_body_size(self, max_body_size: int) -> None:
         """Set the limit of this request's body (bytes); call it before the body is read."""
@@ -121,7 +127,8 @@ class RequestConnection(httputil.HTTPConnection):
 
         HTTP ends here: the stream is the caller's, to read, write and close.
         """
-        stream = self._conn.detach(self)
+        owner, self._owner = self._owner, None
+        stream = self._conn.detach(self, owner)
         self._close_callback = None
         self.delegate = None
         return stream
@@ -266,6 +273,8 @@ class RequestConnection(httputil.HTTPConnection):
         conn = self._conn
         if self.write_finished:
             return
+        if self.status != 101:
+            self._owner = None
         if not conn.takes_response(self):
             self.write_finished = True
             return
@@ -298,6 +307,7 @@ class RequestConnection(httputil.HTTPConnection):
         """
         delegate, self.delegate = self.delegate, None
         callback, self._close_callback = self._close_callback, None
+        self._owner = None
         try:
             if delegate is not None:
                 delegate.on_connection_close()

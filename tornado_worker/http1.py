@@ -49,6 +49,9 @@ _ERROR_RESPONSES = {
     )
 }
 
+# With a 503: whoever comes back finds another worker (seconds).
+_RETRY_AFTER = b"Retry-After: 1\r\n"
+
 _VERSIONS = {(1, 1): "HTTP/1.1", (1, 0): "HTTP/1.0"}
 # RFC 9110 section 4.2: a host is required, user information is an error.
 _ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)([/?].*)?", re.ASCII)
@@ -395,6 +398,9 @@ class ServerConnection(Connection):
         if isinstance(error, httputil.HTTPInputError):
             self._refuse(400, str(error))
             return
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(503, _RETRY_AFTER)
+            return
         if not isinstance(error, StreamClosedError):
             app_log.error("Uncaught exception", exc_info=error)
         self.fail(500)
@@ -493,7 +499,7 @@ class ServerConnection(Connection):
         """End now: 503 to a request without an answer (True), else abort (False)."""
         exchange = self.exchange
         if exchange is not None and exchange.status == 0:
-            self.fail(503, b"Retry-After: 1\r\n")
+            self.fail(503, _RETRY_AFTER)
             return True
         self.abort()
         return False
@@ -513,8 +519,8 @@ class ServerConnection(Connection):
         """Tell whether the current request has been read to its end."""
         return self._parser is None or self._parser.protocol.is_complete
 
-    def detach(self, exchange: RequestConnection) -> TransportStream:
-        """Hand the transport to a stream, with what was read ahead; HTTP ends here."""
+    def detach(self, exchange: RequestConnection, owner: Any) -> TransportStream:
+        """Hand the transport to a stream of `owner`'s, with what was read ahead; HTTP ends here."""
         if self.transport is None:
             raise StreamClosedError()
         held = self._held or b""
@@ -537,6 +543,7 @@ class ServerConnection(Connection):
             max_buffer_size=self.server.max_buffer_size,
             on_closed=self.server.on_stream_closed,
         )
+        stream.owner = owner
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

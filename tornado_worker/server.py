@@ -316,6 +316,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         """Return how many connections are open: in a handshake, HTTP, and detached."""
         return self._half_open + len(self._connections) + len(self._streams)
 
+    def detached_streams(self) -> list[TransportStream]:
+        """Return the streams of the connections that applications have detached, and not closed."""
+        return list(self._streams)
+
     def _has_room(self) -> bool:
         return self.connection_count() < self.max_connections
 

@@ -118,6 +118,10 @@ class TransportStream(IOStream):
     wants more, so awaiting it is back-pressure.
     """
 
+    #: The application's object that detached the connection, if it is known:
+    #: of a WebSocket its handler. Until the connection is lost.
+    owner: Any = None
+
     def __init__(
         self,
         transport: Any,
@@ -183,6 +187,7 @@ class TransportStream(IOStream):
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(exc_info=exc or False)
         break_cycles(self._transport)
+        self.owner = None
         if self._on_closed is not None:
             self._on_closed(self)
             self._on_closed = None

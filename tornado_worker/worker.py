@@ -34,8 +34,10 @@ from tornado_worker.application import (
     name_of,
     preimport,
 )
+from tornado_worker.cancellation import answer_cancellation
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
 from tornado_worker.peers import Peers, Row, Share, State
 from tornado_worker.preload import check_preloaded
@@ -50,6 +52,8 @@ from tornado_worker.settings import (
 )
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
 from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
+from tornado_worker.stream import TransportStream
+from tornado_worker.websockets import Farewell, ping_by_default
 
 __all__ = ["TornadoWorker"]
 
@@ -71,6 +75,12 @@ class TornadoWorker(SignalHandlers):
     #: Seconds for which a worker that has served `max_requests` goes on serving,
     #: at most, while its replacement starts.
     RECYCLE_TIMEOUT: ClassVar[float] = 60.0
+    #: The code of the close frame that WebSockets get when the worker leaves, and
+    #: the seconds over which that is spread, at most half of what there is time for.
+    WEBSOCKET_CLOSE_CODE: ClassVar[int] = 1001  # RFC 6455: going away
+    WEBSOCKET_CLOSE_SPREAD: ClassVar[float] = 2.0
+    #: Seconds between pings, unless the application sets `websocket_ping_interval`.
+    WEBSOCKET_PING_INTERVAL: ClassVar[float] = 30.0
 
     # Of the arbiter: shared with all workers, and the latest configuration's.
     _peers: ClassVar[Peers | None] = None
@@ -170,7 +180,10 @@ class TornadoWorker(SignalHandlers):
         )
         error_log.attach()
         silence_tornado_access_log()
+        answer_cancellation()
         limit_websocket_messages(self.cfg)
+        ping_by_default(self.WEBSOCKET_PING_INTERVAL)
+        self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
         wsgi.use_settings(self.cfg, self.log)
         try:
             self._load()
@@ -356,6 +369,8 @@ class TornadoWorker(SignalHandlers):
             self._set_state(State.DRAINING)
         draining.set()
         self.server.begin_drain()
+        spread = min(self.WEBSOCKET_CLOSE_SPREAD, timeout / 2)
+        self.farewell.begin(self.server.detached_streams(), spread)
 
     def _end_quickly(self) -> None:
         """Cut what is in flight and leave, also when a drain has begun."""
@@ -416,7 +431,7 @@ class TornadoWorker(SignalHandlers):
 
 
 class _Server(HTTPServer):
-    """Tells the worker of every request."""
+    """Tells the worker of every request, and of WebSockets opened while it leaves."""
 
     worker: TornadoWorker
 
@@ -425,6 +440,12 @@ class _Server(HTTPServer):
     ) -> httputil.HTTPMessageDelegate:
         self.worker.on_request()
         return super().start_request(server_conn, request_conn)
+
+    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+        super().on_detached(conn, stream)
+        if draining.is_set():
+            # Once its open() has been called.
+            conn.loop.call_soon(self.worker.farewell.close, stream)
 
 
 # Also here: `--check-config` loads the application without asking for the

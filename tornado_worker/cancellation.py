@@ -1,0 +1,47 @@
+"""What the client of a cancelled Tornado handler gets: 503, or a response cut short.
+
+Replaces one method of Tornado's RequestHandler, in the worker only. Knows nothing
+of who cancels, which is the application or the end of its worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado.web import RequestHandler
+
+__all__ = ["answer_cancellation"]
+
+
+def answer_cancellation() -> None:
+    """Have cancelled handlers answer 503, so that clients may try again. Repeating is safe.
+
+    Tornado's 500 says that the server is broken. Where an answer has begun it
+    logs an error and ends that answer as if it were whole; here the connection
+    is closed, which tells the client that it is not.
+    """
+    original = RequestHandler.send_error
+    if original.__module__ == __name__:
+        return
+
+    def send_error(self: RequestHandler, status_code: int = 500, **kwargs: Any) -> None:
+        if status_code == 500 and _is_cancelled(**kwargs):
+            status_code = 503
+            if self._headers_written:
+                self.request.connection.close()  # type: ignore[union-attr]
+                return
+        original(self, status_code, **kwargs)
+
+    RequestHandler.send_error = send_error  # type: ignore[method-assign]
+
+
+def _is_cancelled(exc_info: Any = None, **kwargs: Any) -> bool:
+    """Tell whether what send_error() got comes of a cancelled task or future."""
+    if exc_info is not None:
+        return isinstance(exc_info[1], asyncio.CancelledError)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False  # a callback of an application with loops of its own
+    return task is not None and task.cancelling() > 0
