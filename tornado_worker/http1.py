@@ -25,7 +25,7 @@ from tornado.log import app_log, gen_log
 
 from tornado_worker.connection import Connection, Phase
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.fields import request_headers, special_names
+from tornado_worker.fields import request_headers
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
 
@@ -170,7 +170,7 @@ class ServerConnection(Connection):
         if self.context.overridden:
             self.context.reset()
         if server.policy is not None:
-            names = special_names(fields, server.policy.special_names)
+            names = server.special_names.among(headers, fields)
             if names:
                 try:
                     server.policy.apply(names, headers, message.http_version, self.context)

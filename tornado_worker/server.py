@@ -23,6 +23,7 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.exchange import RequestConnection
+from tornado_worker.fields import SpecialNames
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.parser import ParserOptions, ParserPool
@@ -249,6 +250,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             )
         )
         self.policy = policy
+        self.special_names = SpecialNames(frozenset() if policy is None else policy.special_names)
         self._connection_class = (
             ServerConnection
             if policy is None or policy.proxy_protocol == "off"
