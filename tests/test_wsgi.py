@@ -453,9 +453,10 @@ def test_settings_of_the_worker_are_the_defaults_of_containers_made_before(
     log = SimpleNamespace()
     plain = WSGIContainer(hello)
     explicit = WSGIContainer(hello, threads=2, max_body_size=10)
-    wsgi.use_settings(gunicorn_settings(threads=7), log)
+    wsgi.use_settings(gunicorn_settings(threads=7), log, max_body_size=20)
     assert start(plain)._threads.count == 7
     assert plain.log is log
+    assert plain.max_body_size == 20
     assert start(explicit)._threads.count == 2
     assert explicit.max_body_size == 10
 

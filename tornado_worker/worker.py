@@ -184,7 +184,7 @@ class TornadoWorker(SignalHandlers):
         limit_websocket_messages(self.cfg)
         ping_by_default(self.WEBSOCKET_PING_INTERVAL)
         self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
-        wsgi.use_settings(self.cfg, self.log)
+        wsgi.use_settings(self.cfg, self.log, self.SERVER_OPTIONS.get("max_body_size"))
         try:
             self._load()
         except ApplicationError as error:
@@ -237,7 +237,8 @@ class TornadoWorker(SignalHandlers):
         self.server.observer = make_observer(self)
 
     def _wrap_wsgi(self, app: Any) -> RequestCallback:
-        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log)
+        limit = self.SERVER_OPTIONS.get("max_body_size")
+        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log, limit)
 
     def _failure_page(self, error: SyntaxError) -> Any:
         """Return Gunicorn's page for a module that cannot be compiled, until it changes."""

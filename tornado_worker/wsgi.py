@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import OrderedDict
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gunicorn.http.wsgi
 import tornado.wsgi
@@ -35,18 +35,31 @@ __all__ = ["WSGIContainer", "running", "use_settings"]
 # At most one warning in this time that requests are refused (seconds).
 _WARN_INTERVAL_S = 10.0
 
-# Gunicorn's settings and logger, for containers that applications make.
-_settings: tuple[Any, Any] | None = None
+# What a request body may have where nobody set a limit: it is not kept in memory.
+_UNLIMITED = (1 << 63) - 1
+
+
+class _Settings(NamedTuple):
+    """Gunicorn's settings and logger, and the `max_body_size` that the user gave, if so."""
+
+    cfg: Any
+    log: Any
+    max_body_size: int | None = None
+
+
+# For containers that applications make.
+_settings: _Settings | None = None
 _containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
 
 
-def use_settings(cfg: Any, log: Any) -> None:
+def use_settings(cfg: Any, log: Any, max_body_size: int | None = None) -> None:
     """Make Gunicorn's settings and logger the defaults of containers not used yet.
 
-    For the worker, before it loads the application.
+    `max_body_size` is the limit that the user set for the server, if any. For
+    the worker, before it loads the application.
     """
     global _settings
-    _settings = (cfg, log)
+    _settings = _Settings(cfg, log, max_body_size)
 
 
 def running() -> list[tuple[str, str, float]]:
@@ -73,8 +86,9 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     - `root_path`: "". SCRIPT_NAME, see wsgi_environ.py.
     - `workers`: 1. Says nothing but `wsgi.multiprocess`.
 
-    `max_body_size`, in bytes, takes the place of the server's own limit, which
-    is there to protect its memory. Under the worker there is none.
+    `max_body_size`, in bytes, takes the place of the server's own limit, whose
+    default is there to protect memory. Under the worker, bodies have no limit
+    unless the user set one.
 
     **When a request runs.** One without a body at once, or when a thread is free,
     in the order of arrival. One with a body as soon as the body is whole; or
@@ -106,15 +120,21 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
             "root_path": root_path,
             "workers": workers,
         }
-        self._given_settings: tuple[Any, Any] | None = None
+        self._settings: _Settings | None = None
         self.max_body_size = max_body_size
         self._open = False
 
     @classmethod
-    def from_config(cls, wsgi_application: WSGIApplication, cfg: Any, log: Any) -> WSGIContainer:
+    def from_config(
+        cls,
+        wsgi_application: WSGIApplication,
+        cfg: Any,
+        log: Any,
+        max_body_size: int | None = None,
+    ) -> WSGIContainer:
         """Make a container that follows Gunicorn's `cfg` and logs to Gunicorn's `log`."""
         container = cls(wsgi_application)
-        container._given_settings = (cfg, log)
+        container._settings = _Settings(cfg, log, max_body_size)
         return container
 
     # What Tornado calls
@@ -179,8 +199,8 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
 
     def _prepare(self) -> None:
         self._open = True
-        cfg, log = self._given_settings or _settings or (None, None)
-        self.log: Any = log if log is not None else app_log
+        cfg, log, max_body_size = self._settings or _settings or _Settings(None, app_log)
+        self.log: Any = log
         self._logs_access = cfg is None
         options: dict[str, Any] = {
             "threads": 1,
@@ -200,7 +220,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         self.server_name: str = gunicorn.http.wsgi.SERVER
         threads = max(options["threads"], 1)
         if cfg is not None and self.max_body_size is None:
-            self.max_body_size = 1 << 63
+            self.max_body_size = _UNLIMITED if max_body_size is None else max_body_size
         self.environs = EnvironBuilder(
             threads=threads if self._executor is None else 2,
             workers=options["workers"],
