@@ -225,6 +225,30 @@ def test_term_while_the_application_is_loaded_ends_the_worker(serve, loop):
     assert "Traceback" not in server.log
 
 
+def test_second_term_does_not_cut_what_the_first_has_ended(serve, loop):
+    server = serve(
+        f"""
+        async def make_app():
+            try:
+                log.info("loading")
+                await asyncio.sleep({FOREVER})
+            finally:
+                log.info("cleaning up")
+                await asyncio.sleep(0.5)
+                log.info("clean")
+        """,
+        app="app:make_app",
+        loop=loop,
+    )
+    server.wait_log("loading")
+    [pid] = server.wait_workers()
+    server.signal_worker(pid, signal.SIGTERM)
+    server.wait_log("cleaning up")
+    server.signal_worker(pid, signal.SIGTERM)
+    server.wait_worker_exit(pid)
+    assert f"[{pid}] [INFO] clean\n" in server.log
+
+
 # -- settings ----------------------------------------------------------------------
 
 
