@@ -101,6 +101,8 @@ APP = """
             while chunk := environ["wsgi.input"].read(65536):
                 size += len(chunk)
             body = json.dumps({"links": links, "size": size}).encode()
+        if path == "/file":
+            body += b" " * 300_000
         start_response("200 OK", [("Content-Length", str(len(body)))])
         if path == "/file":
             file = tempfile.TemporaryFile()
@@ -410,11 +412,21 @@ def test_max_requests_and_jitter_count_requests_of_every_kind(gunicorn: Start) -
     assert server.request("/hello").status == 200
 
 
-def test_sendfile_can_be_turned_off(gunicorn: Start) -> None:
-    for setting in ("True", "False"):
-        server = gunicorn(APP, config=f"sendfile = {setting}")
-        assert server.request("/file").body == server.request("/file").body != b""
-        server.close()
+@pytest.mark.parametrize("setting", [True, False])
+def test_sendfile_is_used_unless_it_is_turned_off(gunicorn: Start, setting: bool) -> None:
+    source = textwrap.dedent(APP) + textwrap.dedent("""
+        original = os.sendfile
+        def sendfile(*args):
+            print("os.sendfile was called", flush=True)
+            return original(*args)
+        os.sendfile = sendfile
+    """)
+    server = gunicorn(source, config=f"sendfile = {setting}")
+    response = server.request("/file")
+    assert json.loads(response.body)["path"] == "/file"
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert (server.count_log("os.sendfile was called") > 0) is setting
 
 
 def test_reload_restarts_workers_when_an_extra_file_changes(gunicorn: Start) -> None:
