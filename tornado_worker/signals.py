@@ -11,13 +11,14 @@ import asyncio
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
+
+from tornado_worker.watchdog import format_stack
 
 __all__ = ["QUICK_EXIT_S", "SignalHandlers"]
 
@@ -90,7 +91,7 @@ class SignalHandlers(Worker):
         # Whatever catches the SystemExit must not catch this.
         signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
         signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S)
-        self.log.warning("Leaving in the middle of:\n%s", _stack(frame))
+        self.log.warning("Leaving in the middle of:\n%s", format_stack(frame))
         self._exit(0)
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
@@ -100,7 +101,7 @@ class SignalHandlers(Worker):
             "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
             self.pid,
             self._loop.time() - self._last_beat,
-            _stack(frame),
+            format_stack(frame),
         )
         self._call_hook("worker_abort")
         self._exit(1)
@@ -131,11 +132,3 @@ class SignalHandlers(Worker):
             getattr(self.cfg, name)(self)
         except Exception:
             self.log.exception("Exception in the hook %s", name)
-
-
-def _stack(frame: FrameType | None) -> str:
-    """Format the stack that ends in `frame`, without what is above the loop."""
-    stack = traceback.extract_stack(frame)
-    runner = asyncio.runners.__file__
-    start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1
-    return "".join(traceback.format_list(stack[start:])).rstrip()

@@ -53,6 +53,7 @@ from tornado_worker.settings import (
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
 from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
 from tornado_worker.stream import TransportStream
+from tornado_worker.watchdog import Watchdog
 from tornado_worker.websockets import Farewell, ping_by_default
 
 __all__ = ["TornadoWorker"]
@@ -81,6 +82,8 @@ class TornadoWorker(SignalHandlers):
     WEBSOCKET_CLOSE_SPREAD: ClassVar[float] = 2.0
     #: Seconds between pings, unless the application sets `websocket_ping_interval`.
     WEBSOCKET_PING_INTERVAL: ClassVar[float] = 30.0
+    #: Seconds after which a handler that keeps the loop is named in the error log; 0: never.
+    SLOW_HANDLER: ClassVar[float] = 1.0
 
     # Of the arbiter: shared with all workers, and the latest configuration's.
     _peers: ClassVar[Peers | None] = None
@@ -287,6 +290,8 @@ class TornadoWorker(SignalHandlers):
     async def _serve(self) -> list[str]:
         """Serve until something begins a drain, and through it; return what will not end."""
         self._beat()
+        # self.timeout is half of the setting: early enough to be read before ABRT.
+        Watchdog(self._loop, self.log, stuck_s=self.timeout, slow_s=self.SLOW_HANDLER).start()
         if self.alive:
             # With SO_REUSEPORT the kernel spreads connections, and not by load.
             if self._row is not None and not self.cfg.reuse_port:
