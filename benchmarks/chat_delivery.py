@@ -258,7 +258,7 @@ class Benchmark:
             await client.connect(self.port)
             waiting.append(client)
         await self.until_quiet()
-        acknowledged = []
+        acknowledged: list[float] = []
         for number in range(WARM_UP + messages):
             if number == WARM_UP:
                 self.delays.clear()

@@ -7,7 +7,6 @@ handlers know `Chat` and Tornado, never which store is behind it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -16,9 +15,10 @@ from typing import Any
 
 import tornado.web
 import tornado.websocket
+from tornado.iostream import StreamClosedError
 
 from demo_app.chat import Chat, Refusal, User
-from demo_app.feed import Update, dump
+from demo_app.feed import Listener, Update, dump
 from demo_app.safety import SAFE_HEADERS
 from demo_app.store import StoreUnavailable
 from tornado_worker import draining
@@ -298,50 +298,59 @@ class EventsHandler(ListenHandler):
                     # Waits while the client does not read: what it misses stays
                     # in the store, not in our memory.
                     await self.flush()
-            except tornado.iostream.StreamClosedError:
-                return
+            except (StreamClosedError, StoreUnavailable):
+                return  # the client comes back, and is told what is the matter
 
     def on_connection_close(self) -> None:
         self.leave()
 
 
 class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
-    """The same updates as WebSocket messages. Messages are posted by POST here, too."""
+    """The same updates as WebSocket messages. Messages are posted by POST here, too.
+
+    When the worker stops it closes its WebSockets by itself, with 1001.
+    """
+
+    _task: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
         # Before the upgrade, so that a refusal is an HTTP answer.
         if "Upgrade" in self.request.headers:
             self._place = await self.place(self.path_args[0])
 
-    def initialize(self, chat: Chat) -> None:
-        self.chat = chat
-        self._task: asyncio.Task[None] | None = None
-
     def open(self, room: str) -> None:
         self.set_nodelay(True)
         self._task = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
-        with (
-            contextlib.suppress(tornado.websocket.WebSocketClosedError),
-            self.chat.listen("websocket", *self._place) as listener,
-        ):
-            hello = dump({"pid": os.getpid()})
-            await self.write_message(hello)
-            while not (self.has_gone() or draining.is_set()):
-                update = await self.wait_for(listener.next(), PING_S)
-                if update is None:
-                    await self.write_message(hello)  # browsers do not show pings to scripts
-                else:
-                    self.count(update)
-                    await self.write_message(update.body)
-        self.close(1001, "the worker is stopping")
+        try:
+            with self.chat.listen("websocket", *self._place) as listener:
+                await self._pass_on(listener)
+        except (tornado.websocket.WebSocketClosedError, StoreUnavailable):
+            pass
+        finally:
+            # Whatever has ended this, the client must learn of it and come back.
+            self.close(1011)
+
+    async def _pass_on(self, listener: Listener) -> None:
+        hello = dump({"pid": os.getpid()})
+        await self.write_message(hello)
+        while True:
+            try:
+                async with asyncio.timeout(PING_S):
+                    update = await listener.next()
+            except TimeoutError:
+                await self.write_message(hello)  # browsers do not show pings to scripts
+            else:
+                self.count(update)
+                await self.write_message(update.body)
 
     def on_message(self, message: str | bytes) -> None:
         self.close(1003, "this socket only listens")
 
     def on_close(self) -> None:
-        self.leave()
+        if self._task is not None:
+            self._task.cancel()
 
 
 class StatusHandler(BaseHandler):

@@ -79,12 +79,12 @@ class ChatClient:
                 raise
             return await self.fetch(path, body, **headers)
         except BaseException:
-            streams[1].close()
+            await hang_up(streams[1])
             raise
         try:
             content = b"".join([piece async for piece in pieces(streams[0], fields)])
         except BaseException:
-            streams[1].close()
+            await hang_up(streams[1])
             raise
         if fields.get("Connection", "").lower() == "close":
             await hang_up(streams[1])
@@ -196,7 +196,7 @@ class ChatClient:
 
     async def sse(self) -> None:
         streams = await self._open()
-        with contextlib.closing(streams[1]):
+        try:
             status, headers = await self._ask(streams, self.path("events"), None, {})
             self.check(status)
             buffer = b""
@@ -210,6 +210,8 @@ class ChatClient:
                     else:
                         assert fields["id"] == data["cursor"]
                         self.accept(data)
+        finally:
+            await hang_up(streams[1])
 
     async def websocket(self) -> None:
         url = self.url.replace("http", "ws", 1) + self.path("socket")

@@ -109,12 +109,15 @@ def start_chat(
 
 
 @contextlib.contextmanager
-def run_redis(directory: Path) -> Iterator[str]:
-    """Run a Redis server with its files in `directory`; give its URL."""
+def run_redis(directory: Path, port: int = 0) -> Iterator[str]:
+    """Run a Redis server with its files in `directory`; give its URL.
+
+    Killed in the end: what it had acknowledged must be in its files by then.
+    """
     program = need_program("redis-server")
     need_module("redis")
-    port = free_port()
-    with open(directory / "redis.log", "wb") as log:
+    port = port or free_port()
+    with open(directory / "redis.log", "ab") as log:
         process = subprocess.Popen(
             [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
             + ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"],
@@ -133,7 +136,7 @@ def run_redis(directory: Path) -> Iterator[str]:
         wait_until(answers, TIMEOUT_S, "Redis answering")
         yield f"redis://127.0.0.1:{port}/0"
     finally:
-        process.terminate()
+        process.kill()
         process.wait(TIMEOUT_S)
 
 
