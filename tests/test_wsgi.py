@@ -248,9 +248,11 @@ def test_requests_beyond_worker_connections_get_503(serve_wsgi: ServeWSGI) -> No
         assert response.headers["Connection"] == "close"
         if not serve_wsgi.stock:
             assert client.receive_all() == b""
-    post = server.connect()
-    post.send(request("/refused", "POST", b"x" * 10))
-    assert post.response().status == 503
+    for length in (10, 10_000_000):  # one that would wait for its body, one that would not
+        post = server.connect()
+        post.send(b"POST /refused HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % length)
+        post.send(b"x" * 10)
+        assert post.response().status == 503
     for client in running + waiting:
         app.go.release()
         assert client.response().status == 200

@@ -253,7 +253,9 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     def submit(self, exchange: Exchange) -> None:
         """Run `exchange` when it is its turn, or refuse it."""
         threads = self._threads
-        if len(threads.waiting) + len(self._held) >= self._waiting_max:
+        # Not `waiting` alone: a thread that is free may not have woken yet.
+        unanswered = len(threads.running) + len(threads.waiting) + len(self._held)
+        if unanswered >= threads.count + self._waiting_max:
             self._warn()
             exchange.refuse()
         elif exchange.body is None or exchange.body.ended:

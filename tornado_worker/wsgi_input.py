@@ -235,6 +235,7 @@ class RequestBody:
         with self._changed:
             self._closed = True
             self._chunks.clear()
+            self._file_start = self._file_end  # nothing is left to read
             spilling = self._spilling
             self._changed.notify()
         if not spilling:
