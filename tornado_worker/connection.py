@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
 
-from tornado_worker.stream import break_cycles
+from tornado_worker.stream import break_cycles, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -51,10 +51,9 @@ class Connection(asyncio.Protocol):
         "_closed_waiter",
         "_drain_waiters",
         "_held",
-        "_leaving",
+        "_progress",
+        "_progress_since",
         "_reading_paused",
-        "_unsent",
-        "_unsent_since",
         "_writing_paused",
         "context",
         "loop",
@@ -77,11 +76,9 @@ class Connection(asyncio.Protocol):
         self._held: bytes | None = None
         self._reading_paused = False
         self._writing_paused = False
-        # Bytes the peer had not taken when last looked at, and since when.
-        self._unsent = 0
-        self._unsent_since = 0.0
-        # The same, when last looked at in order to close.
-        self._leaving = 0
+        # How far the peer was in taking what is written, and since when.
+        self._progress = 0
+        self._progress_since = 0.0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
 
@@ -93,7 +90,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
-        self._unsent = 0
+        self._progress_since = self.loop.time()
 
     def resume_writing(self) -> None:
         self._writing_paused = False
@@ -152,14 +149,16 @@ class Connection(asyncio.Protocol):
                 self.transport.set_write_buffer_limits()
 
     def stopped_reading(self, now: float, stall_timeout: float) -> bool:
-        """Tell whether the peer has taken nothing for `stall_timeout` seconds."""
+        """Tell whether the peer takes nothing of what waits for it, for `stall_timeout` seconds."""
         if not self._writing_paused or self.transport is None:
             return False
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent = unsent
-            self._unsent_since = now
-        return now - self._unsent_since > stall_timeout
+        return self._stalled(sending_state(self.transport)[1], now, stall_timeout)
+
+    def _stalled(self, progress: int, now: float, stall_timeout: float) -> bool:
+        if progress != self._progress:
+            self._progress = progress
+            self._progress_since = now
+        return now - self._progress_since > stall_timeout
 
     # Ending
 
@@ -190,10 +189,10 @@ class Connection(asyncio.Protocol):
         self.since = self.loop.time()
         self.transport.close()
 
-    def _is_leaving(self) -> bool:
-        """Tell whether the peer still takes bytes, compared with the last call."""
-        before, self._leaving = self._leaving, self.transport.get_write_buffer_size()
-        return self._leaving not in (0, before)
+    def may_go(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the peer has got all that was written, or takes nothing of the rest."""
+        left, progress = sending_state(self.transport)
+        return left == 0 or self._stalled(progress, now, stall_timeout)
 
     def abort(self) -> None:
         if self.transport is not None:

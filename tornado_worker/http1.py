@@ -310,6 +310,7 @@ class ServerConnection(Connection):
                 self._on_delegate_error(error)
                 return
             held, self._held = self._held, None
+            self.since = self.loop.time()  # the client was not to blame until now
             proceed()
             if held and self.phase < Phase.LINGER:
                 self.data_received(held)  # the rest of this body, or requests behind it
@@ -490,8 +491,12 @@ class ServerConnection(Connection):
         elif phase == Phase.BODY:
             gen_log.info("Timeout reading body from %s", self.context)
             self.abort()
-        elif self._is_leaving():
+        elif not self.may_go(self.loop.time(), self.server.stall_timeout):
             self.since = self.loop.time()  # a slow reader: it gets the rest
+        elif phase == Phase.LINGER and not self.transport.can_write_eof():
+            self.phase = Phase.CLOSING
+            self.since = self.loop.time()
+            self.transport.close()  # over TLS the peer has not been told of the end
         else:
             self.abort()
 

@@ -32,11 +32,14 @@ from tornado_worker.stream import TransportStream
 
 __all__ = ["ConnectionContext", "ExchangeObserver", "HTTPServer", "PeerPolicy"]
 
-# A client gets this long to close after a response that ended its connection,
-# and this long to take the last bytes (seconds). nginx: 5 and 60.
+# A client that has got its last response is given this long to stop sending
+# (nginx: 5), and this long to answer the end of a TLS connection, which many
+# clients never do (seconds).
 _LINGER_TIMEOUT_S = 5.0
-_CLOSE_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 1.0
 _HANDSHAKE_TIMEOUT_S = 60.0
+# asyncio's own limit on the end of a TLS connection would cut off slow readers.
+_TLS_SHUTDOWN_TIMEOUT_S = 24 * 3600.0
 # A connection used this recently may have a request on its way (seconds).
 _DRAIN_GRACE_S = 1.0
 
@@ -342,19 +345,22 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         conn = self._connection_class(self, loop, addresses)
         try:
             if self._tls is None:
+                fd = 0
                 await loop.connect_accepted_socket(lambda: conn, sock)
             else:
+                fd = sock.fileno()
                 await loop.connect_accepted_socket(
                     lambda: conn,
                     sock,
                     ssl=self._tls,
                     ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+                    ssl_shutdown_timeout=_TLS_SHUTDOWN_TIMEOUT_S,
                 )
         except BaseException as e:
             # Broad: whatever it is, the place must be free again.
             if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
                 if isinstance(e, ssl.SSLError):
-                    gen_log.warning("SSL Error on %s %s: %s", sock.fileno(), addresses[0], e)
+                    gen_log.warning("SSL Error on %s %s: %s", fd, addresses[0], e)
                 elif isinstance(e, OSError):
                     gen_log.info("connection from %s failed: %s", addresses[0], e)
                 sock.close()
@@ -444,8 +450,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
         Like Tornado's, it leaves WebSockets and other detached streams alone.
         """
-        for task in list(self._accepting):
-            task.cancel()
+        self._cancel_handshakes()
         while self._connections:
             await next(iter(self._connections)).close()
 
@@ -464,9 +469,21 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             self._acceptor.take_queued()
             self.stop()
         if self._loop is not None:
-            now = self._loop.time()
-            for conn in list(self._connections):
-                conn.begin_drain(now, _DRAIN_GRACE_S)
+            self._drain_connections(self._loop)
+            # The sweep would find them too, but up to a second later.
+            self._loop.call_later(_DRAIN_GRACE_S + 0.01, self._drain_connections, self._loop)
+            if self._accepting:
+                # No request can be on its way in a handshake that stalls.
+                self._loop.call_later(_DRAIN_GRACE_S, self._cancel_handshakes)
+
+    def _drain_connections(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for conn in list(self._connections):
+            conn.begin_drain(now, _DRAIN_GRACE_S)
+
+    def _cancel_handshakes(self) -> None:
+        for task in list(self._accepting):
+            task.cancel()
 
     async def drained(self) -> None:
         """Return when no connection is left, HTTP or detached."""
@@ -484,8 +501,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def abort_all(self) -> tuple[int, int]:
         """End every exchange now; return how many got a 503 and how many were cut."""
-        for task in list(self._accepting):
-            task.cancel()
+        self._cancel_handshakes()
         refused = aborted = 0
         for conn in list(self._connections):
             if conn.exchange is None:

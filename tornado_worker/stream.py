@@ -8,8 +8,11 @@ applications look at on a connection that is not detached. Knows nothing of HTTP
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import ssl
+import struct
+import termios
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +29,13 @@ from tornado.log import gen_log
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
 
-__all__ = ["ConnectionView", "TransportStream", "break_cycles"]
+__all__ = ["ConnectionView", "TransportStream", "break_cycles", "sending_state"]
 
 # Bytes kept while nobody reads before the socket is left alone.
 _UNREAD_MAX = 64 * 1024
-# How long the bytes written before close() may take to leave (seconds).
+# How often to look whether the bytes written before close() have left, and
+# how long a peer may take none of them (seconds).
+_FLUSH_CHECK_S = 1.0
 _FLUSH_TIMEOUT_S = 30.0
 
 
@@ -100,6 +105,32 @@ def break_cycles(transport: Any) -> None:
             state[name] = None
 
 
+# Where `struct tcp_info` of Linux has tcpi_bytes_acked, a 64-bit counter.
+_BYTES_ACKED_AT = 120
+
+
+def sending_state(transport: Any) -> tuple[int, int]:
+    """Return how many bytes the peer has not got, and a number that changes when it gets some.
+
+    Both are exact where the transport or Linux can tell; over TLS elsewhere the
+    second may stand still while the peer reads.
+    """
+    left: int = transport.get_write_buffer_size()
+    if transport.get_extra_info("ssl_object") is None:
+        return left, left
+    # Beneath TLS is another transport, whose buffer cannot be seen. When there
+    # is something in it, then there is in the kernel's as well.
+    sock = transport.get_extra_info("socket")
+    try:
+        data = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        left += struct.unpack("i", data)[0]
+        size = _BYTES_ACKED_AT + 8
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        return left, struct.unpack_from("Q", info, _BYTES_ACKED_AT)[0]
+    except (AttributeError, OSError, ValueError, struct.error):
+        return left, left  # closed, or not a TCP socket, or not Linux
+
+
 def _set_nodelay(transport: Any, value: bool) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -141,6 +172,7 @@ class TransportStream(IOStream):
         self._reading_paused = reading_paused
         self._writing_paused = writing_paused
         self._drain_waiters: list[asyncio.Future[None]] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._read_buffer += data
         self._read_buffer_size = len(data)
         transport.set_protocol(self)
@@ -186,6 +218,9 @@ class TransportStream(IOStream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(exc_info=exc or False)
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         break_cycles(self._transport)
         self.owner = None
         if self._on_closed is not None:
@@ -277,9 +312,25 @@ class TransportStream(IOStream):
             return
         # Unlike a socket, a transport still delivers what was written before.
         transport.close()
-        if transport.get_write_buffer_size():
-            loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
-            loop.call_later(_FLUSH_TIMEOUT_S, transport.abort)
+        # A plain transport that has nothing left is as good as gone; over TLS
+        # the peer should answer, and often does not.
+        if transport.get_write_buffer_size() or not transport.can_write_eof():
+            self._check_flushed_later(sending_state(transport)[1], 0.0)
+
+    def _check_flushed_later(self, progress: int, stalled_s: float) -> None:
+        loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self._flush_timer = loop.call_later(
+            _FLUSH_CHECK_S, self._check_flushed, progress, stalled_s
+        )
+
+    def _check_flushed(self, before: int, stalled_s: float) -> None:
+        """Let go of the transport when the peer has everything, or takes nothing."""
+        left, progress = sending_state(self._transport)
+        stalled_s = stalled_s + _FLUSH_CHECK_S if progress == before else 0.0
+        if left == 0 or stalled_s >= _FLUSH_TIMEOUT_S:
+            self._transport.abort()
+        else:
+            self._check_flushed_later(progress, stalled_s)
 
     def _signal_closed(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, []
