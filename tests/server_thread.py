@@ -552,10 +552,14 @@ class ServerThread:
         if kernel_buffer is not None:
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, kernel_buffer)
-        sock.connect(self.address)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._client_tls is not None and tls is not False:
-            sock = self._client_tls.wrap_socket(sock, server_hostname="localhost")
+        try:
+            sock.connect(self.address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._client_tls is not None and tls is not False:
+                sock = self._client_tls.wrap_socket(sock, server_hostname="localhost")
+        except OSError:
+            sock.close()
+            raise
         client = Client(self, sock)
         self._clients.append(client)
         self.turn(8)  # accepted, and made a connection of

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tornado import web
 
+from conftest import TLSFiles
 from server_thread import EACH_PARSER, Client, Message, Messages, Serve, eventually
 from tornado_worker.connection import Phase
 
@@ -354,21 +355,30 @@ def test_client_that_reads_nothing_is_cut_off(serve: Serve) -> None:
     eventually(lambda: not server.connections)
 
 
-@pytest.mark.parametrize("close", [False, True])
-def test_client_that_reads_slowly_gets_it_all(serve: Serve, close: bool) -> None:
+@pytest.mark.parametrize("how", ["keep-alive", "close", "linger"])
+@pytest.mark.parametrize("layer", ["plain", "tls"])
+def test_client_that_reads_slowly_gets_it_all(
+    serve: Serve, tls: TLSFiles, layer: str, how: str
+) -> None:
     """Longer than any timeout in all, but never without progress for one."""
     body = b"r" * (1 << 20)
-    app = Messages(on_finish=lambda m: m.respond(body))
-    server = serve(app, stall_timeout=0.5, keepalive_timeout=0.2, kernel_buffer=32768)
-    server.http.timeouts[Phase.CLOSING] = 0.3
+    over_tls = {"ssl_options": tls.server_context(), "client_tls": tls.client_context()}
+    server = serve(
+        Messages(on_finish=lambda m: m.respond(body)),
+        stall_timeout=0.5,
+        keepalive_timeout=0.2,
+        kernel_buffer=32768,
+        **(over_tls if layer == "tls" else {}),
+    )
+    server.http.timeouts[Phase.CLOSING] = 0.1
+    server.http.timeouts[Phase.LINGER] = 0.1
     client = server.connect(kernel_buffer=32768)
-    client.send(GET[:-2] + (b"Connection: close\r\n" if close else b"") + b"\r\n")
-    head = client.receive_until(b"\r\n\r\n")
-    assert b"200 OK" in head
-    received = 0
-    while received < len(body):
-        received += len(client.receive(32768))
-        threading.Event().wait(0.04)
+    field = b"" if how == "keep-alive" else b"Connection: close\r\n"
+    client.send(GET[:-2] + field + b"\r\n" + (b"more" if how == "linger" else b""))
+    assert b"200 OK" in client.receive_until(b"\r\n\r\n")
+    for _ in range(len(body) // 32768):
+        assert client.receive(32768) == b"r" * 32768
+        threading.Event().wait(0.03)
     client.expect_close()
 
 
