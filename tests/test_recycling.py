@@ -49,7 +49,7 @@ def wait_settled(server, count):
     steady_since = time.monotonic()
     pids = server.worker_pids()
     deadline = steady_since + 60
-    while time.monotonic() - steady_since < 3:
+    while time.monotonic() - steady_since < 2:
         assert time.monotonic() < deadline, server.error(f"not {count} steady workers: {pids}")
         time.sleep(0.05)
         if (now := server.worker_pids()) != pids or len(now) != count:
