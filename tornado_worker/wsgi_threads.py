@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import queue
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,9 +26,9 @@ Task = Callable[[], None]
 class Threads:
     """`count` daemon threads that run tasks in the order they were submitted.
 
-    Much less than a ThreadPoolExecutor, because a request needs no Future:
-    4 us a task instead of 14 us. With an `executor` the tasks run there.
-    Threads start at the first task, so that nothing exists before a fork.
+    Much less than a ThreadPoolExecutor, because a request needs no Future, and
+    because waking a thread is what costs most. With an `executor` the tasks run
+    there. Threads start at the first task, so that nothing exists before a fork.
 
     `waiting` holds the tasks that have not started, `running` when each of
     the others started (`time.monotonic()`). Any thread may look at them.
@@ -37,24 +36,23 @@ class Threads:
 
     def __init__(self, count: int, name: str, executor: Executor | None = None) -> None:
         self.count = count
-        self.waiting: OrderedDict[Task, None] = OrderedDict()
-        self.running: dict[Task, float] = {}
+        self._crew = _Crew()
+        self.waiting = self._crew.waiting
+        self.running = self._crew.running
         self._name = name
         self._executor = executor
-        # One token for each task. A task that was withdrawn leaves its token,
-        # with which a thread then finds nothing to do.
-        self._tokens: queue.SimpleQueue[bool] | None = None
+        self._started = False
 
     def submit(self, task: Task) -> None:
         """Run `task` when it is its turn. Call from one thread only, the loop's."""
-        self.waiting[task] = None
+        crew = self._crew
+        crew.waiting[task] = None
         if self._executor is not None:
-            self._executor.submit(_run_next, self.waiting, self.running)
-            return
-        if self._tokens is None:
+            self._executor.submit(crew.run_next)
+        elif not self._started:
             self._start()
-            assert self._tokens is not None
-        self._tokens.put(True)
+        elif not crew.waking:
+            crew.wake()
 
     def withdraw(self, task: Task) -> bool:
         """Forget `task` if it has not started; tell whether that was so."""
@@ -65,48 +63,99 @@ class Threads:
         return True
 
     def _start(self) -> None:
-        self._tokens = queue.SimpleQueue()
+        self._started = True
+        self._crew.closed = False
         for number in range(self.count):
             # Daemons: a task that never ends must not keep the process alive.
             threading.Thread(
-                target=_work,
-                name=f"{self._name}-{number}",
-                args=(self._tokens, self.waiting, self.running),
-                daemon=True,
+                target=self._crew.work, name=f"{self._name}-{number}", daemon=True
             ).start()
 
     def close(self) -> None:
         """Let the threads end when they have run what was submitted."""
-        if self._tokens is not None:
-            for _ in range(self.count):
-                self._tokens.put(False)
-            self._tokens = None
+        if self._started:
+            self._started = False
+            crew, self._crew = self._crew, _Crew()
+            self.waiting, self.running = self._crew.waiting, self._crew.running
+            crew.close()
 
     # The threads hold no reference to this object, so that they end with it.
     __del__ = close
 
 
-def _work(
-    tokens: queue.SimpleQueue[bool], waiting: OrderedDict[Task, None], running: dict[Task, float]
-) -> None:
-    while tokens.get():
-        _run_next(waiting, running)
+class _Crew:
+    """What the threads share. Safe by the atomicity of single operations on it.
 
+    A `threading.Condition` or `queue.SimpleQueue` wakes a thread for each task.
+    Here at most one is on its way (`waking`); when it takes a task and more are
+    waiting, it wakes the next before it begins. If tasks are short, one thread
+    does them all; if they block, as many run as there are threads.
+    """
 
-def _run_next(waiting: OrderedDict[Task, None], running: dict[Task, float]) -> None:
-    try:
-        task, _ = waiting.popitem(last=False)
-    except KeyError:
-        return  # withdrawn
-    running[task] = time.monotonic()
-    try:
-        task()
-    except BaseException:
-        # A task answers for its own errors; this one is a bug of ours, and
-        # must not cost the process one of its threads.
-        app_log.error("Uncaught exception in %s", threading.current_thread().name, exc_info=True)
-    finally:
-        del running[task]
+    def __init__(self) -> None:
+        self.waiting: OrderedDict[Task, None] = OrderedDict()
+        self.running: dict[Task, float] = {}
+        self.waking = False
+        self.closed = False
+        # Of each thread that sleeps, the lock on which it does.
+        self._idle: list[threading.Lock] = []
+
+    def wake(self) -> None:
+        """Wake a thread, if one sleeps."""
+        try:
+            lock = self._idle.pop()  # the last: its stack is in the cache
+        except IndexError:
+            return
+        # Only now: it promises that a thread will look at `waiting`.
+        self.waking = True
+        lock.release()
+
+    def work(self) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        while True:
+            if self.waiting:
+                self.run_next()
+            elif self.closed:
+                return
+            else:
+                self._sleep(lock)
+
+    def _sleep(self, lock: threading.Lock) -> None:
+        self._idle.append(lock)
+        # Who submits from here on sees the lock; who did before is seen here.
+        if self.waiting or self.closed:
+            try:
+                self._idle.remove(lock)
+            except ValueError:
+                pass  # somebody is waking this thread already
+            else:
+                return
+        lock.acquire()
+        self.waking = False
+
+    def run_next(self) -> None:
+        try:
+            task, _ = self.waiting.popitem(last=False)
+        except KeyError:
+            return  # withdrawn, or another thread was faster
+        self.running[task] = time.monotonic()
+        if self.waiting and not self.waking:
+            self.wake()
+        try:
+            task()
+        except BaseException:
+            # A task answers for its own errors; this one is a bug of ours, and
+            # must not cost the process one of its threads.
+            name = threading.current_thread().name
+            app_log.error("Uncaught exception in %s", name, exc_info=True)
+        finally:
+            del self.running[task]
+
+    def close(self) -> None:
+        self.closed = True
+        while self._idle:
+            self.wake()
 
 
 class Sender(Protocol):
