@@ -7,12 +7,12 @@ processes that share the socket, take over. Knows nothing of what is served.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 
 __all__ = ["Acceptor", "LoadShare"]
@@ -63,7 +63,7 @@ class Acceptor:
     ) -> None:
         self._on_accepted = on_accepted
         self._has_room = has_room
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: IOLoop | None = None
         self._listeners: dict[socket.socket, Any] = {}
         self._paused = False
         self._out_of_resources = False
@@ -75,7 +75,7 @@ class Acceptor:
         self._said_full = False
         self._said_out = False
 
-    def add(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+    def add(self, loop: IOLoop, listener: socket.socket) -> None:
         """Accept on `listener`, which listens already."""
         self._loop = loop
         listener.setblocking(False)
@@ -89,13 +89,14 @@ class Acceptor:
         # Not loop.create_server: it calls listen() again, and so replaces the
         # backlog that whoever made the socket chose.
         if not self._paused:
-            loop.add_reader(listener, self._accept, listener)
+            # Tornado's method and not asyncio's: close(all_fds=True) shall find it.
+            loop.add_handler(listener, self._on_readable, IOLoop.READ)
 
     def remove(self, listener: socket.socket) -> None:
         """Accept no more on `listener`; repeating is safe."""
         if self._listeners.pop(listener, None) is not None:
             assert self._loop is not None
-            self._loop.remove_reader(listener)
+            self._loop.remove_handler(listener)
 
     def take_queued(self) -> None:
         """Accept what waits in queues that nobody else would serve, room or not.
@@ -126,7 +127,7 @@ class Acceptor:
             self.share.publish()
         self._resume_if_possible()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _on_readable(self, listener: socket.socket, events: int) -> None:
         share = self.share
         if share is None:
             self._accept_batch(listener, _BATCH)
@@ -178,13 +179,13 @@ class Acceptor:
         self._paused = True
         assert self._loop is not None
         for listener in self._listeners:
-            self._loop.remove_reader(listener)
+            self._loop.remove_handler(listener)
 
     def _resume(self) -> None:
         self._paused = False
         assert self._loop is not None
         for listener in self._listeners:
-            self._loop.add_reader(listener, self._accept, listener)
+            self._loop.add_handler(listener, self._on_readable, IOLoop.READ)
 
     def _resume_if_possible(self) -> None:
         if self._paused and not self._out_of_resources and not self._yielding and self._has_room():

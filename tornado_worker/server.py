@@ -297,7 +297,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on `sockets`, which must listen already, on the current loop."""
-        loop = self._use_loop()
+        loop = IOLoop.current()
+        self._use_loop(loop)
         for sock in sockets:
             self._acceptor.add(loop, sock)
             # For Tornado's stop().
@@ -308,14 +309,13 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         """Accept new connections in fair shares with others on the same sockets."""
         self._acceptor.share = share
 
-    def _use_loop(self) -> asyncio.AbstractEventLoop:
+    def _use_loop(self, io_loop: IOLoop) -> None:
         if self._loop is None:
-            loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+            loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
             self._loop = loop
             # What every write returns that need not wait; shared, for speed.
             self.done: asyncio.Future[None] = loop.create_future()
             self.done.set_result(None)
-        return self._loop
 
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
