@@ -10,6 +10,7 @@ import contextlib
 import re
 import secrets
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 VERSION = re.compile(r"[0-9a-f]{0,12}")
 DEFAULT_ROOMS = ("lobby", "tornado", "random")
 MAX_BUCKETS = 10_000
+TYPING_IN_POSTS = 0.2  # what telling that one types takes of the right to post
 
 ADJECTIVES = (
     "Amber Brave Calm Clever Cosmic Gentle Golden Happy Keen Lucky Mellow Quiet Swift Witty"
@@ -139,8 +141,8 @@ class Chat:
         if not isinstance(name, str):
             raise Refusal(400, "bad_name", "expected a name as a string")
         name = " ".join(check_characters(name, "bad_name").split())
-        if not name or not name.isprintable():
-            raise Refusal(400, "bad_name", "a name needs at least one visible character")
+        if not name or any(is_invisible(letter) for letter in name):
+            raise Refusal(400, "bad_name", "a name has visible characters, and only those")
         if len(name) > self.limits.max_name:
             raise Refusal(
                 400,
@@ -164,20 +166,20 @@ class Chat:
             )
         return text
 
-    def _take_post(self, user: str) -> None:
+    def _take_posts(self, user: str, posts: float) -> None:
         now = time.monotonic()
         left, since = self._buckets.pop(user, (float(self.limits.posts_at_once), now))
         left = min(left + (now - since) * self.limits.posts_per_s, self.limits.posts_at_once)
-        if left < 1:
+        if left < posts:
             self._buckets[user] = (left, now)
-            wait = (1 - left) / self.limits.posts_per_s
+            wait = (posts - left) / self.limits.posts_per_s
             raise Refusal(
                 429,
                 "too_fast",
                 f"too many messages at once; try again in {wait:.1f} s",
                 retry_after_s=wait,
             )
-        self._buckets[user] = (left - 1, now)
+        self._buckets[user] = (left - posts, now)
         if len(self._buckets) > MAX_BUCKETS:
             self._buckets.pop(next(iter(self._buckets)))  # the longest unused
 
@@ -191,7 +193,7 @@ class Chat:
             raise Refusal(
                 400, "bad_client_id", "expected a client_id of 8 to 64 letters, digits, _ and -"
             )
-        self._take_post(user.id)
+        self._take_posts(user.id, 1.0)
         try:
             posted = await self.store.post(Draft(room, user.id, user.name, text, client_id))
         except Conflict as error:
@@ -227,7 +229,9 @@ class Chat:
         ]
 
     def type(self, room: str, user: User) -> None:
-        self.presence.type(self.check_room(room), user.id, user.name)
+        self.check_room(room)
+        self._take_posts(user.id, TYPING_IN_POSTS)
+        self.presence.type(room, user.id, user.name)
 
     async def check_place(self, room: str, user: User, cursor: str, version: str) -> None:
         """Refuse to listen from a place that is none, or too often at once."""
@@ -267,6 +271,13 @@ class Chat:
 
     def _on_message(self, message: Any) -> None:
         self.presence.on_message(message)
+
+
+def is_invisible(letter: str) -> bool:
+    # Controls, formats (but the joiner inside of emoji), surrogates, separators.
+    return letter != "\u200d" and (
+        unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029"
+    )
 
 
 def check_characters(text: str, code: str) -> str:

@@ -29,6 +29,23 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 TIMEOUT_MS = 30_000
+# Keeps all that these two ever show, from now on.
+WATCH = """() => {
+  const here = document.getElementById("here");
+  const look = () => {
+    for (const [list, value] of [
+      [window.watched.here, here.textContent],
+      [window.watched.state, document.body.dataset.state],
+    ]) {
+      if (!list.includes(value)) list.push(value);
+    }
+  };
+  window.watched = { here: [], state: [] };
+  look();
+  const observer = new MutationObserver(look);
+  observer.observe(here, { childList: true, characterData: true, subtree: true });
+  observer.observe(document.body, { attributes: true });
+}"""
 WAYS = ("websocket", "sse", "poll")
 
 
@@ -139,6 +156,9 @@ def test_reload_changes_only_the_pid(
     server = start_chat(gunicorn, tmp_path / "data")
     one = window(f"{server.url}/rooms/lobby?via={way}")
     two = window(f"{server.url}/rooms/lobby?via={way}")
+    for page in (one, two):
+        expect_text(page, "#here", "2")
+        page.evaluate(WATCH)
     expected = []
     old = "|".join(map(str, server.worker_pids()))
     for number in range(10):
@@ -154,6 +174,8 @@ def test_reload_changes_only_the_pid(
         assert sorted(said(page)) == expected
         assert page.get_attribute("body", "data-way") == way
         assert page.locator(".failed").count() == 0
+        # Nobody seemed to leave, and the connection to be lost, for a moment even.
+        assert page.evaluate("window.watched") == {"here": ["2"], "state": ["live"]}
     assert said(one) == said(two)
 
 

@@ -13,6 +13,7 @@ const GROUP_MS = 5 * 60 * 1000;
 const MAX_SHOWN = 600;
 const ROOMS_EVERY_MS = 10000;
 const TYPING_EVERY_MS = 2500;
+const PATIENCE_MS = 1500;
 const NARROW = matchMedia("(max-width: 46rem)");
 
 let me = { id: "", name: "" };
@@ -365,7 +366,19 @@ function showRoomState({ people, here, typing }) {
           : "several people are typing";
 }
 
-function showState({ state, way, pid, message }) {
+let stateTimer;
+
+// A restart takes a moment that nobody needs to hear of.
+function showState(detail) {
+  clearTimeout(stateTimer);
+  if (detail.state === "reconnecting" && document.body.dataset.state === "live") {
+    stateTimer = setTimeout(showStateNow, PATIENCE_MS, detail);
+  } else {
+    showStateNow(detail);
+  }
+}
+
+function showStateNow({ state, way, pid, message }) {
   const words = {
     connecting: "Connecting…",
     reconnecting: "Reconnecting…",
