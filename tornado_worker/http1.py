@@ -309,11 +309,15 @@ class ServerConnection(Connection):
             if error is not None:
                 self._on_delegate_error(error)
                 return
-            held, self._held = self._held, None
             self.since = self.loop.time()  # the client was not to blame until now
-            proceed()
-            if held and self.phase < Phase.LINGER:
-                self.data_received(held)  # the rest of this body, or requests behind it
+            parser = self._parser
+            if parser is None or parser.protocol.is_complete:
+                proceed()  # what is held comes behind this message
+            else:
+                held, self._held = self._held, None
+                proceed()
+                if held and self.phase < Phase.LINGER:
+                    self.data_received(held)  # the rest of this body
             self._resume_reading()
 
         if future.done():
@@ -333,7 +337,7 @@ class ServerConnection(Connection):
         assert exchange is not None and parser is not None
         # What follows is the next message's, or a tunnel's. From here on
         # everything is held, until the exchange is over.
-        self._held = parser.protocol.remaining()
+        self._held = parser.protocol.remaining() + (self._held or b"")
         self._parser = None
         self.server.parsers.release(parser)
         self.phase = Phase.RESPONSE
