@@ -1,14 +1,17 @@
 """What the client of a cancelled Tornado handler gets: 503, or a response cut short.
 
-Replaces one method of Tornado's RequestHandler, in the worker only. Knows nothing
-of who cancels, which is the application or the end of its worker.
+Replaces a method of Tornado's RequestHandler, two of an old one, in the worker only.
+Knows nothing of who cancels, which is the application or the end of its worker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
+import tornado
+from tornado.log import app_log
 from tornado.web import RequestHandler
 
 __all__ = ["answer_cancellation"]
@@ -34,6 +37,34 @@ def answer_cancellation() -> None:
         original(self, status_code, **kwargs)
 
     RequestHandler.send_error = send_error  # type: ignore[method-assign]
+    if tornado.version_info < (6, 6):
+        _catch_cancellation()
+
+
+def _catch_cancellation() -> None:
+    """Do what Tornado does since 6.6: before, nobody answered for a cancelled handler."""
+    original = RequestHandler._execute
+
+    async def _execute(self: RequestHandler, *args: Any, **kwargs: Any) -> None:
+        try:
+            await original(self, *args, **kwargs)
+        except asyncio.CancelledError as error:
+            prepared: Any = self._prepared_future
+            if prepared is not None and not prepared.done():
+                prepared.set_result(None)  # who sends the body waits for it
+            try:
+                if _is_cancelled():
+                    if not self._finished:
+                        self.send_error(500)
+                else:  # what it awaited was: that is an error
+                    self.log_exception(*sys.exc_info())
+                    if not self._finished:
+                        self.send_error(500, exc_info=(type(error), error, error.__traceback__))
+            except Exception:
+                app_log.error("Exception in exception handler", exc_info=True)
+            # Not raised again: that would be logged as nobody's error.
+
+    RequestHandler._execute = _execute  # type: ignore[method-assign]
 
 
 def _is_cancelled(exc_info: Any = None, **kwargs: Any) -> bool:
