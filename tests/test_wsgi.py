@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import unittest
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,15 @@ from tornado import httputil
 from tornado.routing import PathMatches, Rule, RuleRouter
 
 from tornado_worker import WSGIContainer, draining, wsgi
-from wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
+from wsgi_server import (
+    Client,
+    ServeWSGI,
+    StockHTTPServer,
+    WSGIServer,
+    eventually,
+    request,
+    serve_wsgi,
+)
 
 __all__ = ["serve_wsgi"]
 
@@ -364,6 +373,22 @@ def test_fallback_handler_runs_it_off_the_loop(serve_wsgi: ServeWSGI) -> None:
     server.turn()
     app.go.release()
     assert client.response().body == b"ok"
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_tornados_own_tests_of_its_container(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock: bool
+) -> None:
+    caplog.set_level("CRITICAL", "tornado.access")  # as their runner does
+    wsgi_test = pytest.importorskip("tornado.test.wsgi_test")
+    monkeypatch.setattr(wsgi_test, "WSGIContainer", WSGIContainer)
+    if stock:
+        monkeypatch.setattr("tornado.testing.HTTPServer", StockHTTPServer)
+    suite = unittest.defaultTestLoader.loadTestsFromModule(wsgi_test)
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.testsRun >= 6
+    assert result.errors == result.failures == []
 
 
 def test_it_is_a_container_of_tornado() -> None:

@@ -54,7 +54,7 @@ class RequestBody:
         self._on_first_read = on_first_read
         # Guards what follows, and is notified when there is more to read. Held
         # for moments only, because the loop takes it: never during I/O.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         # The unread bytes, in order: the file from _file_start to _file_end,
         # what is on its way there (_spilling), then _chunks.
         self._chunks: deque[bytes | memoryview] = deque()
