@@ -449,6 +449,25 @@ def test_failing_exit_of_a_context_manager_is_logged(serve):
     assert server.count_log("^ValueError: pool is gone") == 1
 
 
+def test_context_manager_that_awaits_what_it_cancelled_does_not_break_the_exit(serve):
+    server = serve(
+        """
+        @contextlib.asynccontextmanager
+        async def lifespan():
+            task = asyncio.create_task(asyncio.sleep(3600))
+            yield application()
+            task.cancel()
+            await task
+        """,
+        "app:lifespan",
+    )
+    assert server.request("/").text == "served"
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert server.count_log("context manager failed on exit") == 1
+    assert server.count_log("exited with code") == 0
+
+
 def test_context_manager_that_never_exits_does_not_hold_the_worker(serve):
     server = serve(
         """

@@ -419,7 +419,11 @@ class TornadoWorker(SignalHandlers):
         await asyncio.wait((leaving,), timeout=timeout)
         if not leaving.done():
             self.log.error("the application's context manager did not exit in time")
-        elif (error := leaving.exception()) is not None:
+            return
+        try:
+            leaving.result()
+        except (Exception, asyncio.CancelledError) as error:
+            # CancelledError: from an exit that awaits a task which it has cancelled.
             self.log.error("the application's context manager failed on exit", exc_info=error)
 
     async def _unless_in_a_hurry(self, task: asyncio.Task[Any], timeout: float) -> bool:
