@@ -191,3 +191,23 @@ def test_nobody_is_replaced_when_the_arbiter_is_dead(gunicorn):
         client.settimeout(30)
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
     server.wait_worker_exit(pid)
+
+
+def test_without_shared_memory_a_worker_leaves_first(gunicorn):
+    server = gunicorn(
+        APP,
+        args=["--max-requests", "5", "--workers", "2"],
+        config="""
+        from tornado_worker import peers
+
+        def unavailable(self):
+            raise OSError("no shared memory")
+
+        peers.Peers.__init__ = unavailable
+        """,
+    )
+    first = set(server.wait_workers(2))
+    while first & set(server.worker_pids()):
+        visit(server, 5)
+    wait_settled(server, 2)
+    assert server.count_log("Handling signal: ttin|Traceback") == 0

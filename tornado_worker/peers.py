@@ -14,7 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["Peer", "Peers", "Row", "Share", "State"]
 
@@ -75,12 +75,11 @@ class Peers:
 
     def __init__(self) -> None:
         """Make an empty table. Raises OSError where there is no shared memory."""
-        self._file: Any = None
-        if hasattr(os, "memfd_create"):
+        try:
             self._fd = os.memfd_create("tornado_worker")
-        else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-            self._fd = self._file.fileno()
+        except (AttributeError, OSError):  # not Linux, or not allowed
+            with tempfile.TemporaryFile() as file:
+                self._fd = os.dup(file.fileno())
         size = (1 + _ROWS_MAX) * _ROW_FIELDS * _FIELD_BYTES
         os.ftruncate(self._fd, size)  # sparse: rows never used cost nothing
         self._fields = memoryview(mmap.mmap(self._fd, size)).cast("q")

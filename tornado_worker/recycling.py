@@ -59,6 +59,7 @@ class Recycler:
         self._arbiter_pid = arbiter_pid
         self._signal_max_s = graceful_timeout + _SIGNAL_MAX_S
         self._recycling = False
+        self._seen_wrong = False
 
     async def replace(self, timeout: float, on_asked: Callable[[], None]) -> bool:
         """Return when a replacement accepts connections, or `timeout` seconds after asking.
@@ -86,8 +87,10 @@ class Recycler:
     def check(self) -> None:
         """Put the arbiter's number of workers right. Call about once a second."""
         peers = self._peers
+        # Twice in a row, for the arbiter may be changing one after the other.
+        seen_wrong, self._seen_wrong = self._seen_wrong, peers.present != peers.wanted
         if (
-            peers.present == peers.wanted
+            not (seen_wrong and self._seen_wrong)
             or self._recycling
             or peers.is_announced(self._signal_max_s)
             or not peers.try_lock()
