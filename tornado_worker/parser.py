@@ -89,15 +89,21 @@ def load_fast_parser() -> Any:
     """Return the C parser's class, or None when no usable one is installed.
 
     Older releases cannot hand back all bytes behind a message, which pipelined
-    requests and WebSocket frames sent early need.
+    requests and WebSocket frames sent early need. 0.6.9 takes a bare LF for the
+    end of a line, and folded fields: a proxy in front may see other requests.
     """
     try:
         from gunicorn_h1c import H1CProtocol
 
-        H1CProtocol(limit_remaining=0).remaining()
+        parser = H1CProtocol(limit_remaining=0)
+        parser.remaining()
     except (ImportError, TypeError, AttributeError):
         return None
-    return H1CProtocol
+    try:
+        parser.feed(b"GET / HTTP/1.1\n\n")
+    except Exception:  # the C parser's errors share no base class
+        return H1CProtocol
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +191,7 @@ def _parser_class(options: ParserOptions) -> Any:
     fast = None if setting == "python" else load_fast_parser()
     if setting == "fast" and fast is None:
         raise RuntimeError(
-            "http_parser = 'fast' needs gunicorn_h1c >= 0.6.9: pip install 'tornado-worker[fast]'"
+            "http_parser = 'fast' needs gunicorn_h1c >= 0.6.10: pip install 'tornado-worker[fast]'"
         )
     if lenient:
         return LenientProtocol
