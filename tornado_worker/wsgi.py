@@ -244,10 +244,9 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         """Return the way back to the running loop."""
         if not self._open:
             self._prepare()
-        loop = asyncio.get_running_loop()
         mailbox = self._mailbox
-        if mailbox is None or mailbox.loop is not loop:
-            mailbox = self._mailbox = Mailbox(loop)
+        if mailbox is None or not mailbox.is_current():
+            mailbox = self._mailbox = Mailbox(asyncio.get_running_loop())
         return mailbox
 
     def submit(self, exchange: Exchange) -> None:

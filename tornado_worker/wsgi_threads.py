@@ -166,7 +166,7 @@ class Sender(Protocol):
 
 
 class Mailbox:
-    """Tells one loop which senders have something for it.
+    """Tells one loop which senders have something for it; make it in the loop's thread.
 
     One wake-up serves all senders that signal before the loop gets to it: with
     four busy threads that halves the number of wake-ups.
@@ -174,11 +174,18 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._thread = threading.get_ident()
         self._senders: deque[Sender] = deque()
         self._woken = False
         # What runs on the loop must not run in the context of whichever
         # request happened to wake it.
         self._context = contextvars.copy_context()
+
+    def is_current(self) -> bool:
+        """Tell whether its loop is the one that runs in this thread."""
+        # Not asyncio.get_running_loop(), which asks the kernel for the process
+        # id before Python 3.12: 2 us of a request's 45.
+        return self._thread == threading.get_ident() and self.loop.is_running()
 
     def signal(self, sender: Sender) -> None:
         """Have the loop call `sender.flush()`. Any thread."""
