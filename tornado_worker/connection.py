@@ -176,7 +176,10 @@ class Connection(asyncio.Protocol):
         self._held = None
         self._resume_reading()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:
+                self.abort()  # the peer has just gone: asyncio tells it here
 
     def _close_gently(self) -> None:
         """Close after what is written has left."""

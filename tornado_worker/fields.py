@@ -82,13 +82,17 @@ class RequestHeaders(HTTPHeaders):
     def __getattr__(self, attribute: str) -> Any:
         if attribute not in ("_as_list", "_combined_cache"):
             raise AttributeError(attribute)
-        by_name, self._by_name = self._by_name or {}, None
-        self._as_list = {
-            _field_names[name]: [value.decode("latin-1")] for name, value in by_name.items()
-        }
-        # Tornado 6.5's __delitem__ wants every field in here.
-        self._combined_cache = {name: values[0] for name, values in self._as_list.items()}
-        return self.__dict__[attribute]
+        by_name = self._by_name
+        state = self.__dict__
+        if by_name is not None:
+            values = {_field_names[name]: value.decode("latin-1") for name, value in by_name.items()}
+            # A WSGI thread and the loop may both be here: the first one's
+            # dictionaries stay, and `_by_name` goes when they are there.
+            state.setdefault("_as_list", {name: [value] for name, value in values.items()})
+            # Tornado 6.5's __delitem__ wants every field in here.
+            state.setdefault("_combined_cache", values)
+            self._by_name = None
+        return state[attribute]
 
     def __getitem__(self, name: str) -> str:
         by_name = self._by_name
