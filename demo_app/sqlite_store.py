@@ -87,6 +87,39 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+class Connections:
+    """One connection for each thread that asks, all of them closed together."""
+
+    def __init__(self, path: Path, *pragmas: str) -> None:
+        self._path = path
+        self._pragmas = pragmas
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+
+    def mine(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect(self._path)
+            for pragma in self._pragmas:
+                connection.execute(pragma)
+            self._local.connection = connection
+            self._all.append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close them. No thread may be using its own at that moment."""
+        while self._all:
+            self._all.pop().close()
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnavailable(str(error)) from error
+
+
 def create(path: Path) -> None:
     """Create what is missing. Several processes may do this at the same time."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
@@ -138,10 +171,8 @@ class SqliteStore(Store):
         self._hint = asyncio.Event()
         await asyncio.to_thread(create, self._path)
         self._peers = Peers(channel_directory(self._path), self._on_datagram)
-        self._local = threading.local()
-        self._readers = ThreadPoolExecutor(
-            2, thread_name_prefix="chat-read", initializer=self._open_reader
-        )
+        self._connections = Connections(self._path)
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="chat-read")
         self._writer = threading.Thread(target=self._write, name="chat-write", daemon=True)
         self._writer.start()
         self._is_open = True
@@ -153,6 +184,8 @@ class SqliteStore(Store):
         self._drafts.put(None)
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)
+        self._connections.close()
+        self._archive.close()
         self._peers.close()
 
     @property
@@ -272,18 +305,13 @@ class SqliteStore(Store):
 
     # -- reading --------------------------------------------------------------
 
-    def _open_reader(self) -> None:
-        self._local.connection = connect(self._path)
-
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         if not self._is_open:
             raise StoreUnavailable("the store is closed")
-        try:
+        with translated_errors():
             return await self._loop.run_in_executor(
-                self._readers, lambda: query(self._local.connection)
+                self._readers, lambda: query(self._connections.mine())
             )
-        except sqlite3.Error as error:
-            raise StoreUnavailable(str(error)) from error
 
     async def head(self) -> str:
         return str(await self._read(newest_id))
@@ -387,16 +415,10 @@ class SqliteArchive(Archive):
     """See Archive. Each thread gets a connection, which ends with it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
+        self._connections = Connections(path, "PRAGMA query_only = ON")
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = connect(self._path)
-            connection.execute("PRAGMA query_only = ON")
-            self._local.connection = connection
-        return connection
+    def close(self) -> None:
+        self._connections.close()
 
     def search(
         self, room: str, words: str, before: str | None, limit: int
@@ -404,29 +426,35 @@ class SqliteArchive(Archive):
         folded = words.casefold().split()
         where = "WHERE room = ? AND id < ?" + " AND instr(folded, ?)" * len(folded)
         newest = 2**63 - 1 if before is None else row_id(before)
-        found = select(
-            self._connection(),
-            f"{where} ORDER BY id DESC LIMIT ?",
-            room,
-            newest,
-            *folded,
-            limit + 1,
-        )
+        with translated_errors():
+            found = select(
+                self._connections.mine(),
+                f"{where} ORDER BY id DESC LIMIT ?",
+                room,
+                newest,
+                *folded,
+                limit + 1,
+            )
         return found[:limit], len(found) > limit
 
     def export(self, room: str) -> Iterator[list[Message]]:
         after = "0"
-        while piece := select(
-            self._connection(),
-            "WHERE room = ? AND id > ? ORDER BY id LIMIT 500",
-            room,
-            row_id(after),
-        ):
+        while True:
+            with translated_errors():
+                piece = select(
+                    self._connections.mine(),
+                    "WHERE room = ? AND id > ? ORDER BY id LIMIT 500",
+                    room,
+                    row_id(after),
+                )
+            if not piece:
+                return
             yield piece
             after = piece[-1].id
 
     def rooms(self) -> list[RoomSummary]:
-        return select_rooms(self._connection())
+        with translated_errors():
+            return select_rooms(self._connections.mine())
 
 
 def select(connection: sqlite3.Connection, rest: str, *values: object) -> list[Message]:

@@ -48,14 +48,7 @@ def store_env(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[s
 def test_all_clients_end_with_the_same_list(
     store_env: dict[str, str], gunicorn: Callable[..., GunicornProcess], tmp_path: Path
 ) -> None:
-    server = start_chat(
-        gunicorn,
-        tmp_path / "data",
-        workers=WORKERS,
-        env=store_env,
-        # Gunicorn waits so long at a reload for a worker that missed its signal.
-        args=["--graceful-timeout", "10"],
-    )
+    server = start_chat(gunicorn, tmp_path / "data", workers=WORKERS, env=store_env)
     asyncio.run(asyncio.wait_for(consistency(server), DEADLINE_S))
 
 

@@ -541,12 +541,11 @@ def test_failed_transaction_reaches_the_poster_and_stores_nothing(
     async def test() -> None:
         store = SqliteStore(tmp_path / "chat.db")
         await store.open(lambda signal: None)
-        with sqlite3.connect(tmp_path / "chat.db") as connection:
-            connection.execute("ALTER TABLE rooms RENAME TO gone")
+        connection = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
+        connection.execute("ALTER TABLE rooms RENAME TO gone")
         with pytest.raises(Exception, match="no such table: rooms"):
             await store.post(draft())
-        with sqlite3.connect(tmp_path / "chat.db") as connection:
-            connection.execute("ALTER TABLE gone RENAME TO rooms")
+        connection.execute("ALTER TABLE gone RENAME TO rooms")
         connection.close()
         assert (await store.post(draft())).message.id == "1"
         await store.close()

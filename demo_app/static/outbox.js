@@ -8,13 +8,15 @@ import { request } from "./request.js";
 const KEY = "chat-outbox";
 const MAX_DELAY_MS = 8000;
 const TIMEOUT_MS = 20000;
+const STORED_MS = 10000;
 
 // Event: "change". Items: {room, text, client_id, written_at, error, stored}.
 export class Outbox extends EventTarget {
   constructor() {
     super();
     try {
-      this.items = JSON.parse(sessionStorage.getItem(KEY)) ?? [];
+      // What had been stored is in the room, even if it had not come back from there.
+      this.items = (JSON.parse(sessionStorage.getItem(KEY)) ?? []).filter((item) => !item.stored);
     } catch {
       this.items = [];
     }
@@ -78,6 +80,8 @@ export class Outbox extends EventTarget {
         failures = 0;
         item.stored = true;
         this.changed();
+        // An answer to a repeated post may come long after the message itself.
+        setTimeout(() => this.arrived(client_id), STORED_MS);
       } else if (result.mayRetry) {
         failures += 1;
         const backoff = Math.min(200 * 2 ** failures, MAX_DELAY_MS) * (0.5 + Math.random() / 2);
