@@ -237,6 +237,38 @@ def test_idle_worker_leaves_at_once_whatever_the_reason(gunicorn, stop):
     assert time.monotonic() - began < 5
 
 
+def test_reload_is_not_held_up_by_a_worker_that_has_just_been_forked(gunicorn):
+    # Between its fork and its own handlers a worker has the arbiter's, and a
+    # reload sends TERM once and then waits, deaf, for graceful_timeout.
+    server = gunicorn(
+        APP,
+        args=["--workers", "2", "--graceful-timeout", "60"],
+        config="""
+        import os
+        import time
+
+        def post_fork(arbiter, worker):
+            if os.path.exists("slow"):
+                os.rename("slow", "forked")
+                time.sleep(1)
+        """,
+    )
+    first, second = server.wait_workers(2)
+    assert server.request("/").status == 200
+    server.write("slow", "")
+    server.signal_worker(first, signal.SIGKILL)
+    wait_until((server.directory / "forked").exists, what="a worker forked")
+    began = time.monotonic()
+    server.signal(signal.SIGHUP)
+    server.wait_worker_exit(second)
+    # Only a master that listens again does this.
+    server.wait_log("Hang up")
+    server.signal(signal.SIGTTIN)
+    server.wait_log("Handling signal: ttin")
+    assert time.monotonic() - began < 30
+    assert not {first, second} & set(server.wait_workers(3))
+
+
 # -- connections -----------------------------------------------------------------------
 
 
@@ -335,6 +367,31 @@ def test_websockets_are_told_before_a_quick_end(gunicorn):
 
     asyncio.run(main())
     assert server.wait_exit() == 0
+
+
+def test_websockets_are_told_before_a_quick_end_of_a_drain(gunicorn):
+    server = gunicorn(
+        APP,
+        worker_class=None,
+        config="""
+        from tornado_worker import TornadoWorker
+
+        class worker_class(TornadoWorker):
+            WEBSOCKET_CLOSE_SPREAD = 10.0
+        """,
+    )
+    [pid] = server.wait_workers()
+
+    async def main():
+        websockets = [await WebSocket.connect(server.port) for _ in range(200)]
+        closings = [asyncio.create_task(websocket.closed()) for websocket in websockets]
+        server.signal_worker(pid, signal.SIGTERM)
+        await asyncio.wait(closings, return_when=asyncio.FIRST_COMPLETED)
+        server.signal_worker(pid, signal.SIGQUIT)  # long before the others' turn
+        assert await asyncio.gather(*closings) == [1001] * len(closings)
+
+    asyncio.run(main())
+    server.wait_worker_exit(pid)
 
 
 def test_websocket_that_does_not_answer_is_not_waited_for_for_ever(gunicorn):

@@ -380,7 +380,11 @@ class TornadoWorker(SignalHandlers):
 
     def _end_quickly(self) -> None:
         """Cut what is in flight and leave, also when a drain has begun."""
-        self._begin_drain(0)
+        if self._stop.is_set():
+            # The WebSockets whose turn has not come hear of it now, or never.
+            self.farewell.begin(self.server.detached_streams(), 0)
+        else:
+            self._begin_drain(0)
         self._deadline = self._loop.time() + QUICK_EXIT_S
         self._hurry.set()
 
