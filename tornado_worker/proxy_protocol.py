@@ -88,25 +88,23 @@ class ProxiedConnection(ServerConnection):
             self.since = self.loop.time()
         policy = self.server.policy
         assert policy is not None
+        trusted = policy.trusts_proxy_protocol(self.context.peer_address)
         try:
             length = header_length(data, policy.proxy_protocol)
-            if length is None:
+            if length is None or length > len(data):
                 self._prelude = data
                 return
             self._prelude = None
-            if length > len(data):
-                self._prelude = data
-            elif length and not policy.trusts_proxy_protocol(self.context.peer_address):
-                self._refuse(403, "PROXY protocol header from a peer not in proxy_allow_ips")
-            else:
-                if length:
-                    self.context.set_client(read_header(data[:length]))
-                if rest := data[length:]:
-                    super().data_received(rest)
+            if length and trusted:
+                self.context.set_client(read_header(data[:length]))
         except Exception as e:
             # The parser's errors and ValueError: all of them are the peer's.
             self._prelude = None
-            if policy.trusts_proxy_protocol(self.context.peer_address):
+            if trusted:
                 self._refuse(400, describe_error(e))
-            else:
-                self._refuse(403, "PROXY protocol header from a peer not in proxy_allow_ips")
+                return
+            length = len(data)  # a header all the same
+        if length and not trusted:
+            self._refuse(403, "PROXY protocol header from a peer not in proxy_allow_ips")
+        elif rest := data[length:]:
+            super().data_received(rest)
