@@ -54,7 +54,9 @@ class Draining:
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            # With the lock: set() may be going through them in another thread.
+            with self._lock:
+                self._waiters.discard(waiter)
 
     async def race(
         self, awaitable: Awaitable[T], *, timeout: float | None = None, default: D | None = None
