@@ -244,7 +244,7 @@ class Lifespan:
         return None
 
     def _replace_stock_containers(self, router: Any, seen: frozenset[int] = frozenset()) -> None:
-        """Do so wherever a rule of `router` leads to one, FallbackHandler's arguments included."""
+        """Replace those that a rule of `router` leads to, FallbackHandler's arguments included."""
         if isinstance(router, tornado.web.Application):
             router = router.default_router
         if not isinstance(router, RuleRouter) or id(router) in seen:

@@ -1,8 +1,8 @@
 """`HTTPServer`: Tornado's HTTPServer on asyncio transports.
 
-Owns the listening sockets, accepts, keeps the set of connections, sweeps it
-for timeouts and drains it. May know http1 and Tornado; never parses a byte and
-knows nothing of Gunicorn's worker or of signals.
+Keeps the set of connections, sweeps it for timeouts and drains it; accepting is
+listener.py's. May know http1 and Tornado; never parses a byte and knows nothing
+of Gunicorn's worker or of signals.
 """
 
 from __future__ import annotations
