@@ -214,9 +214,8 @@ class ServerConnection(Connection):
             and not server.conn_params.no_keep_alive
             and method != "CONNECT"
         )
-        if self.phase != Phase.BODY:
-            self.phase = Phase.BODY
-            self.since = exchange.started = self.loop.time()
+        self.phase = Phase.BODY
+        self.since = exchange.started = self.loop.time()
         self.exchange = exchange
         if server.observer is not None:
             server.observer.exchange_started(exchange)
