@@ -39,7 +39,7 @@ from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
-from tornado_worker.peers import Peers, Row, Share, State
+from tornado_worker.peers import Peer, Peers, Row, Share, State
 from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
@@ -126,6 +126,14 @@ class TornadoWorker(SignalHandlers):
         if generation is None or generation.cfg is not self.cfg:
             TornadoWorker._generation = Generation(peers, self.cfg, self._age)
         return peers.admit(self, self._age)
+
+    @property
+    def peers(self) -> list[Peer]:
+        """All workers of this master that there are, this one among them, oldest first.
+
+        For a status page: the hook `post_worker_init` can hand the worker to the application.
+        """
+        return [] if self._row is None else self._row.peers.list()
 
     @property
     def age(self) -> float:
