@@ -85,7 +85,9 @@ class RequestHeaders(HTTPHeaders):
         by_name = self._by_name
         state = self.__dict__
         if by_name is not None:
-            values = {_field_names[name]: value.decode("latin-1") for name, value in by_name.items()}
+            values = {
+                _field_names[name]: value.decode("latin-1") for name, value in by_name.items()
+            }
             # A WSGI thread and the loop may both be here: the first one's
             # dictionaries stay, and `_by_name` goes when they are there.
             state.setdefault("_as_list", {name: [value] for name, value in values.items()})
