@@ -1,11 +1,9 @@
 """`WSGIContainer`: a WSGI application on threads, behind Tornado's interfaces.
 
-It works as the worker's application, as the target of a `tornado.routing.Rule`
-or of an entry in `tornado.web.Application`, in a `FallbackHandler`, and on
-Tornado's stock HTTPServer. This module says which requests run when; what one
-request does is in wsgi_exchange.py, its environ in wsgi_environ.py, its body in
-wsgi_input.py. Nothing here exists before the first request: no thread, no lock,
-no reference to a loop, so that a container may be made before a fork.
+Says which requests run when; what becomes of one is in wsgi_exchange.py. May use
+tornado.httputil and Gunicorn's configuration, never a connection. Makes no
+thread, lock or reference to a loop before the first request, so that a
+container may be made before a fork.
 """
 
 from __future__ import annotations
@@ -70,6 +68,10 @@ def running() -> list[tuple[str, str, float]]:
 
 class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDelegate):
     """Serves a WSGI application on a pool of threads.
+
+    As the application of the worker or of Tornado's HTTPServer, as the target of
+    a `tornado.routing.Rule` or of an entry in `tornado.web.Application`, or in a
+    `FallbackHandler`.
 
     `executor` runs the requests instead of threads of our own; it must be one
     of threads. The other arguments are Gunicorn's settings of the same names.
@@ -198,10 +200,10 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     # Inside. The rest is for Exchange, on the loop.
 
     def _prepare(self) -> None:
-        self._open = True
         cfg, log, max_body_size = self._settings or _settings or _Settings(None, app_log)
         self.log: Any = log
-        self._logs_access = cfg is None
+        # Under the worker that is the server's job.
+        self.logs_access = cfg is None
         options: dict[str, Any] = {
             "threads": 1,
             "worker_connections": 1000,
@@ -239,6 +241,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         self._held: OrderedDict[Exchange, None] = OrderedDict()
         self._mailbox: Mailbox | None = None
         _containers.add(self)
+        self._open = True
 
     def mailbox(self) -> Mailbox:
         """Return the way back to the running loop."""
@@ -274,24 +277,22 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         return self._threads.withdraw(exchange)
 
     def on_body_complete(self, exchange: Exchange) -> None:
+        """Note that `exchange`, which was submitted, is no upload any more."""
         if exchange in self._held:
             del self._held[exchange]
             self._threads.submit(exchange)
-        self._end_upload(exchange)
+        elif exchange.is_upload:
+            self.end_upload(exchange)
 
-    def on_left(self, exchange: Exchange) -> None:
-        """The exchange is over: answered, or its client gone."""
-        self._end_upload(exchange)
-
-    def _end_upload(self, exchange: Exchange) -> None:
-        if exchange.is_upload:
-            exchange.is_upload = False
-            self._uploads -= 1
-            if self._held and self._uploads < self._uploads_max:
-                held, _ = self._held.popitem(last=False)
-                self._uploads += 1
-                held.is_upload = True
-                self._threads.submit(held)
+    def end_upload(self, exchange: Exchange) -> None:
+        """Note that `exchange`, an upload, is none any more, or over."""
+        exchange.is_upload = False
+        self._uploads -= 1
+        if self._held and self._uploads < self._uploads_max:
+            held, _ = self._held.popitem(last=False)
+            self._uploads += 1
+            held.is_upload = True
+            self._threads.submit(held)
 
     def _warn(self) -> None:
         now = time.monotonic()
@@ -302,22 +303,13 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
                 self._waiting_max,
             )
 
-    def on_response(self, exchange: Exchange) -> None:
-        """The response is written. Log it as Tornado's container does."""
-        if self._logs_access:  # the server's job under Gunicorn
-            status = exchange.status
-            level = logging.INFO
-            if status >= 400:
-                level = logging.WARNING if status < 500 else logging.ERROR
-            if access_log.isEnabledFor(level):
-                method, target, _ = exchange.start_line
-                milliseconds = 1000.0 * (time.time() - exchange.started)
-                access_log.log(
-                    level,
-                    "%d %s %s (%s) %.2fms",
-                    status,
-                    method,
-                    target,
-                    exchange.remote_ip,
-                    milliseconds,
-                )
+    def log_access(self, exchange: Exchange) -> None:
+        """Log an exchange as Tornado's container does."""
+        status = exchange.status
+        level = logging.INFO
+        if status >= 400:
+            level = logging.WARNING if status < 500 else logging.ERROR
+        if access_log.isEnabledFor(level):
+            milliseconds = 1000.0 * (time.time() - exchange.started)
+            who = (*exchange.start_line[:2], exchange.remote_ip)
+            access_log.log(level, "%d %s %s (%s) %.2fms", status, *who, milliseconds)

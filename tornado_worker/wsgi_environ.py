@@ -3,15 +3,6 @@
 `EnvironBuilder` turns a request line, header fields and what Tornado's interface
 tells about a connection into an environ. Only reads what it is given; never
 touches bodies, responses or threads.
-
-What differs from Gunicorn's sync worker, and why:
-
-- `gunicorn.socket` is left out. The socket belongs to the loop: an application
-  that read from or wrote to it would corrupt the connection.
-- `root_path`, which Gunicorn uses for ASGI only, is SCRIPT_NAME where neither
-  the environment variable nor the header of that name says otherwise.
-- `tornado_worker.draining` is added: a `threading.Event`, set when the worker
-  begins to stop.
 """
 
 from __future__ import annotations
@@ -80,6 +71,15 @@ class _Keys(dict[str | bytes, str]):
 
 class EnvironBuilder:
     """Builds environs for one application; make it where `os.environ` is final.
+
+    What differs from Gunicorn's sync worker, and why:
+
+    - `gunicorn.socket` is left out. The socket belongs to the loop: an
+      application that read from or wrote to it would corrupt the connection.
+    - `root_path`, which Gunicorn uses for ASGI only, is SCRIPT_NAME where neither
+      the environment variable nor the header of that name says otherwise.
+    - `tornado_worker.draining` is added: a `threading.Event`, set when the worker
+      begins to stop.
 
     Fields with an underscore in their name are dropped unless told otherwise:
     `X_A` and `X-A` become the same key, and SCRIPT_NAME moves the application.

@@ -333,7 +333,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
                 connection.close()  # stock Tornado's, and everything is written
         finally:
             self._leave()
-        self.container.on_response(self)
+        if self.container.logs_access:
+            self.container.log_access(self)
 
     def _abort(self) -> None:
         """End the exchange where it is, so that the client notices."""
@@ -346,7 +347,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self.connection.set_close_callback(None)
         self.connection = None
         self._continue()
-        self.container.on_left(self)
+        if self.is_upload:
+            self.container.end_upload(self)
 
     def _discard_body(self) -> None:
         if self.body is not None:

@@ -125,7 +125,9 @@ class Response:
         """PEP 3333's `start_response`."""
         if exc_info:
             try:
-                if self._head_queued and exc_info[1] is not None:
+                if self._head_queued:
+                    if exc_info[1] is None:
+                        raise AssertionError("the headers have been sent")
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # it refers to this frame
@@ -300,6 +302,9 @@ class Response:
         """Note that the body is complete."""
         if self.ended:
             return
+        if self._excess:
+            # The application has caught what write() raised.
+            raise HTTPOutputError("Tried to write more data than Content-Length")
         if self._status is None:
             raise AssertionError("the application did not call start_response()")
         if not self._no_body:
