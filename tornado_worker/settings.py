@@ -1,26 +1,23 @@
-"""Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`.
+"""Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`, and as a loop.
 
 May read Gunicorn's configuration and its TLS code. Never touches a socket, a
-loop or a process: what it returns is passed to the constructor as it is.
+running loop or a process: what it returns is passed on as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn import sock
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
-from tornado.websocket import WebSocketHandler
 
 from tornado_worker.policy import GunicornPolicy
 
 __all__ = [
     "check_server_options",
-    "limit_websocket_messages",
     "loop_factory",
     "parser_options",
     "server_arguments",
@@ -116,24 +113,6 @@ def _max_header_size(cfg: Any) -> int:
 def parser_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of `ParserOptions`, which HTTPServer takes too."""
     return {name: getattr(cfg, name) for name in _SAME_NAME}
-
-
-def limit_websocket_messages(cfg: Any) -> None:
-    """Make `websocket_max_message_size` the limit of Tornado's WebSocketHandlers.
-
-    A handler class that overrides `max_message_size`, and the application's
-    setting of the same name as Gunicorn's, come first, as in Tornado.
-    """
-    limit = getattr(cfg, "websocket_max_message_size", None)  # new in Gunicorn 26.3
-    if limit is None:
-        return
-    default = limit or sys.maxsize
-
-    def max_message_size(self: WebSocketHandler) -> int:
-        size: int = self.settings.get("websocket_max_message_size", default)
-        return size
-
-    WebSocketHandler.max_message_size = property(max_message_size)  # type: ignore[assignment]
 
 
 def ssl_context(cfg: Any) -> ssl.SSLContext:

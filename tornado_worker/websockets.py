@@ -1,4 +1,4 @@
-"""Tornado's WebSockets in a worker: pinged while they are open, told when it leaves.
+"""Tornado's WebSockets in a worker: limited, pinged while they are open, told when it leaves.
 
 May call Tornado's WebSocketHandler; knows streams only by what owns them, and
 nothing of frames, of signals or of when a worker leaves.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Iterable
 
 from tornado.log import app_log
@@ -15,10 +16,25 @@ from tornado.websocket import WebSocketHandler
 
 from tornado_worker.stream import TransportStream
 
-__all__ = ["Farewell", "ping_by_default"]
+__all__ = ["Farewell", "limit_messages", "ping_by_default"]
 
 # At the shortest between two groups (seconds): one by one a few, in groups many.
 _STEP_S = 0.01
+
+
+def limit_messages(limit: int) -> None:
+    """Make `limit` (bytes; 0: none) the default of the setting `websocket_max_message_size`.
+
+    A handler class that overrides `max_message_size`, and the application's
+    setting, come first, as in Tornado.
+    """
+    default = limit or sys.maxsize
+
+    def max_message_size(self: WebSocketHandler) -> int:
+        size: int = self.settings.get("websocket_max_message_size", default)
+        return size
+
+    WebSocketHandler.max_message_size = property(max_message_size)  # type: ignore[assignment]
 
 
 def ping_by_default(interval: float) -> None:

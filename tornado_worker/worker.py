@@ -44,17 +44,12 @@ from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
-from tornado_worker.settings import (
-    check_server_options,
-    limit_websocket_messages,
-    loop_factory,
-    server_arguments,
-)
+from tornado_worker.settings import check_server_options, loop_factory, server_arguments
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
 from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
 from tornado_worker.stream import TransportStream
 from tornado_worker.watchdog import Watchdog
-from tornado_worker.websockets import Farewell, ping_by_default
+from tornado_worker.websockets import Farewell, limit_messages, ping_by_default
 
 __all__ = ["TornadoWorker"]
 
@@ -192,7 +187,8 @@ class TornadoWorker(SignalHandlers):
         error_log.attach()
         silence_tornado_access_log()
         answer_cancellation()
-        limit_websocket_messages(self.cfg)
+        if hasattr(self.cfg, "websocket_max_message_size"):  # new in Gunicorn 26.3
+            limit_messages(self.cfg.websocket_max_message_size)
         ping_by_default(self.WEBSOCKET_PING_INTERVAL)
         self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
         wsgi.use_settings(self.cfg, self.log, self.SERVER_OPTIONS.get("max_body_size"))
