@@ -33,7 +33,8 @@ async def send_file(
     """
     loop = conn.loop
     try:
-        await conn.drain()
+        if conn.takes_response(exchange):
+            await conn.drain()
         if not conn.takes_response(exchange):
             raise StreamClosedError()
         sock = os.dup(conn.transport.get_extra_info("socket").fileno())
@@ -42,10 +43,13 @@ async def send_file(
                 try:
                     sent = os.sendfile(sock, fd, offset, min(count, _BLOCK))
                 except (BlockingIOError, InterruptedError):
-                    writable: asyncio.Future[None] = loop.create_future()
-                    loop.add_writer(sock, _wake, writable)
+                    # As if the transport had said so: a peer that takes nothing
+                    # is cut off in time, and a connection that is lost ends the
+                    # wait, which nothing on our duplicate would.
+                    conn.pause_writing()
+                    loop.add_writer(sock, conn.resume_writing)
                     try:
-                        await writable
+                        await conn.write(b"")
                     finally:
                         loop.remove_writer(sock)
                 else:
@@ -61,8 +65,3 @@ async def send_file(
     except BaseException:
         conn.abort()
         raise
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
