@@ -256,6 +256,7 @@ MALFORMED = {
     "authority form of a GET": Refusal(get("b:80", "Host: b:80")),
     "asterisk form of a GET": Refusal(get("*", "Host: a")),
     "absolute form without a host": Refusal(get("http:///p", "Host: a")),
+    "absolute form with half an IPv6 address": Refusal(get("http://[::1/p", "Host: a")),
     "absolute form with a user": Refusal(get("http://u@b/p", "Host: a")),
     "connect without a target": Refusal(b"CONNECT  HTTP/1.1\r\nHost: a\r\n\r\n"),
     "two empty lines before": Refusal(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),

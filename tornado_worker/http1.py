@@ -17,6 +17,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tornado import httputil
 from tornado.http1connection import _GzipMessageDelegate
@@ -195,7 +196,7 @@ class ServerConnection(Connection):
             if method == "CONNECT":
                 valid = _AUTHORITY_FORM.fullmatch(target) is not None
             else:
-                valid = absolute is not None or target == "*"
+                valid = target == "*" or (absolute is not None and _is_authority(absolute[1]))
             if not valid:
                 self._refuse(400, f"Malformed HTTP request line: invalid target {target[:100]!r}")
                 return
@@ -559,6 +560,15 @@ class ServerConnection(Connection):
             observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
         return stream
+
+
+def _is_authority(text: str) -> bool:
+    """Tell whether urlsplit, which frameworks and Gunicorn use, can read it: `[::1` it cannot."""
+    try:
+        urlsplit("//" + text)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_succeeded(awaitable: Awaitable[None]) -> bool:
