@@ -228,6 +228,32 @@ def test_workers_see_each_other(gunicorn):
     assert sum(peer["load"] for peer in seen) >= 1
 
 
+def test_worker_that_may_not_signal_the_arbiter_leaves_first(gunicorn):
+    # As with `user`, under an arbiter that is root.
+    server = gunicorn(
+        APP,
+        args=["--max-requests", "5", "--workers", "2"],
+        config="""
+        import os
+
+        def post_fork(arbiter, worker):
+            kill = os.kill
+
+            def refuse(pid, number):
+                if pid == arbiter.pid:
+                    raise PermissionError(1, "Operation not permitted")
+                kill(pid, number)
+
+            os.kill = refuse
+        """,
+    )
+    first = set(server.wait_workers(2))
+    while first & set(server.worker_pids()):
+        visit(server, 5)
+    wait_settled(server, 2)
+    assert server.count_log("Handling signal: ttin|Traceback|no replacement") == 0
+
+
 def test_without_shared_memory_a_worker_leaves_first(gunicorn):
     server = gunicorn(
         APP,

@@ -62,10 +62,11 @@ class Recycler:
         self._seen_wrong = False
 
     async def replace(self, timeout: float, on_asked: Callable[[], None]) -> bool:
-        """Return when a replacement accepts connections, or `timeout` seconds after asking.
+        """Return when a replacement accepts connections, or at once if none can be asked for.
 
-        Tells whether one does. Waits first until no other worker of this arbiter is being
-        replaced or, having been, is still there. `on_asked` is called after that.
+        Returns False if none has come `timeout` seconds after asking. Waits first until
+        no other worker of this arbiter is being replaced or, having been, is still
+        there. `on_asked` is called after that.
         """
         peers = self._peers
         while not peers.try_lock():  # noqa: ASYNC110 - other processes send no events
@@ -74,7 +75,8 @@ class Recycler:
         self._recycling = True
         on_asked()
         deadline = asyncio.get_running_loop().time() + timeout
-        self._ask(1)
+        if not self._ask(1):
+            return True
         while not (replaced := peers.serving_others(self._row) >= peers.wanted):
             if asyncio.get_running_loop().time() >= deadline:
                 break
@@ -102,9 +104,15 @@ class Recycler:
         finally:
             peers.unlock()
 
-    def _ask(self, change: int) -> None:
-        """Ask the arbiter for one worker more (1) or less (-1)."""
+    def _ask(self, change: int) -> bool:
+        """Ask the arbiter for one worker more (1) or less (-1); tell whether that is possible."""
         if os.getppid() != self._arbiter_pid:
-            return  # gone: whoever is the parent now has not asked for signals
-        self._peers.announce(change)
-        os.kill(self._arbiter_pid, signal.SIGTTIN if change > 0 else signal.SIGTTOU)
+            return False  # gone: whoever is the parent now has not asked for signals
+        try:
+            os.kill(self._arbiter_pid, 0)
+            # Before the signal, for the arbiter may be faster than this process.
+            self._peers.announce(change)
+            os.kill(self._arbiter_pid, signal.SIGTTIN if change > 0 else signal.SIGTTOU)
+        except OSError:
+            return False  # the setting `user` took the right to, or it has just died
+        return True

@@ -167,6 +167,14 @@ class TornadoWorker(SignalHandlers):
         except SystemExit as leaving:
             self._end_with_main_thread(_LAST_MOMENT_S, leaving.code)
             raise
+        except KeyboardInterrupt:
+            # The application's: no signal raises it here. Further up is the
+            # arbiter's own code, which would take it for a Ctrl-C: stop all
+            # workers and remove the pid file and Unix sockets.
+            self.log.exception("The application raised KeyboardInterrupt")
+            status = 1 if self.booted else Arbiter.WORKER_BOOT_ERROR
+            self._end_with_main_thread(_LAST_MOMENT_S, status)
+            sys.exit(status)
         except Exception:
             # What the arbiter makes of it. A thread that the application has
             # started must not keep it from stopping Gunicorn.
@@ -312,6 +320,9 @@ class TornadoWorker(SignalHandlers):
 
     def _beat(self) -> None:
         """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
+        # self.timeout is half of the setting; 0 means that nobody watches. First,
+        # so that nothing below can end the heartbeat.
+        self._loop.call_later(min(1.0, self.timeout / 2 or 1.0), self._beat)
         self._last_beat = self._loop.time()
         self.notify()
         if self._row is not None:
@@ -320,8 +331,6 @@ class TornadoWorker(SignalHandlers):
         if self.ppid != os.getppid() and self.alive:
             self.log.info("Parent changed, shutting down: %s", self)
             self._begin_drain()
-        # self.timeout is half of the setting; 0 means that nobody watches.
-        self._loop.call_later(min(1.0, self.timeout / 2 or 1.0), self._beat)
 
     def on_request(self) -> None:
         """Count a request; at `max_requests`, have the worker replaced. For the server."""
