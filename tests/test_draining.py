@@ -439,17 +439,22 @@ def test_close_code_and_spread_are_class_attributes(gunicorn):
 
 
 @pytest.mark.parametrize(
-    ("settings", "pings"), [("", True), ("app.settings['websocket_ping_interval'] = 0", False)]
+    ("interval", "settings", "pings"),
+    [
+        (0.3, "", True),
+        (0.3, "app.settings['websocket_ping_interval'] = 0", False),
+        (0, "app.settings['websocket_ping_timeout'] = 0.3", False),
+    ],
 )
-def test_websockets_are_pinged_unless_the_application_says_otherwise(gunicorn, settings, pings):
+def test_websockets_are_pinged_unless_somebody_says_otherwise(gunicorn, interval, settings, pings):
     server = gunicorn(
         APP + settings,
         worker_class=None,
-        config="""
+        config=f"""
         from tornado_worker import TornadoWorker
 
         class worker_class(TornadoWorker):
-            WEBSOCKET_PING_INTERVAL = 0.3
+            WEBSOCKET_PING_INTERVAL = {interval}
         """,
     )
     server.wait_workers()

@@ -38,12 +38,15 @@ def limit_messages(limit: int) -> None:
 
 
 def ping_by_default(interval: float) -> None:
-    """Make `interval` (seconds) the default of the setting `websocket_ping_interval`.
+    """Make `interval` (seconds; 0: no pings) the default of `websocket_ping_interval`.
 
     Tornado's is not to ping, so that a client that vanished without a word costs
     its place until TCP notices. A handler class that overrides `ping_interval`,
     and the application's setting, come first, as in Tornado.
     """
+
+    if not interval:
+        return
 
     def ping_interval(self: WebSocketHandler) -> float:
         settings = self.settings
