@@ -866,6 +866,25 @@ def test_exception_in_a_handler_is_logged_once(serve, loop):
     assert "500 GET /fail" not in server.log  # Tornado's access log
 
 
+def test_keyboard_interrupt_of_a_handler_ends_its_worker_alone(serve, loop):
+    source = """
+        class Interrupt(tornado.web.RequestHandler):
+            def get(self):
+                raise KeyboardInterrupt
+
+        app.add_handlers(".*", [("/interrupt", Interrupt)])
+    """
+    server = serve(source, loop=loop, bind="unix:g.sock", args=["--workers", 2])
+    before = set(server.wait_workers(2))
+    with server.connect() as client:
+        client.sendall(b"GET /interrupt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_all(client) == b""
+    server.wait_log("The application raised KeyboardInterrupt")
+    server.wait_log(r"exited with code 1")
+    assert len(before & set(server.wait_workers(2))) == 1
+    assert server.request("/").status == 200
+
+
 def test_records_of_tornado_and_asyncio_are_in_the_error_log(serve):
     server = serve(FAILING)
     assert server.request("/log").status == 200
