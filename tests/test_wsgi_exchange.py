@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tornado.httputil import HTTPOutputError
 
 from wsgi_server import ServeWSGI, eventually, request, serve_wsgi
 
@@ -478,6 +480,34 @@ def test_more_than_the_length_is_not_sent_and_closes(
     assert response.body == b"Hello"
     assert client.receive_all() == b""
     serve_wsgi.logs.expect(ERROR % "HTTPOutputError: Tried to write more data than Content-Length")
+
+
+def test_more_than_the_length_closes_when_the_application_hides_it(serve_wsgi: ServeWSGI) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        write = start_response("200 OK", [*TEXT, ("Content-Length", "5")])
+        write(b"Hel")
+        with contextlib.suppress(HTTPOutputError):
+            write(b"lo!")
+        return []
+
+    client = serve_wsgi(app, validate=False).connect()
+    assert client.get().body == b"Hello"
+    assert client.receive_all() == b""
+    serve_wsgi.logs.expect(ERROR % "HTTPOutputError: Tried to write more data than Content-Length")
+
+
+def test_exc_info_without_an_exception_after_the_headers_is_an_error(
+    serve_wsgi: ServeWSGI,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)(b"Hello")
+        start_response("500 Oops", TEXT, (None, None, None))
+        return []
+
+    client = serve_wsgi(app, validate=False).connect()
+    client.send(request())
+    assert b"Oops" not in client.receive_all()
+    serve_wsgi.logs.expect(ERROR % "AssertionError: the headers have been sent")
 
 
 def test_less_than_the_length_closes(serve_wsgi: ServeWSGI) -> None:
