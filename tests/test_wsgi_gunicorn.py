@@ -173,7 +173,7 @@ def test_sys_exit_ends_neither_the_process_nor_the_thread(gunicorn: Gunicorn) ->
     assert process.count_log("Booting worker") == 1
 
 
-def test_worker_connections_bounds_the_queue(gunicorn: Gunicorn) -> None:
+def test_more_clients_than_threads_wait_their_turn(gunicorn: Gunicorn) -> None:
     process = gunicorn(APP, args=["--threads", "1", "--worker-connections", "8"])
     statuses: list[int] = []
 
