@@ -18,7 +18,7 @@ import tornado.web
 from tornado.routing import AnyMatches, PathMatches, Rule, RuleRouter
 
 from demo_app.archive import make_archive
-from demo_app.chat import Chat, Limits
+from demo_app.chat import Chat, Limits, patiently
 from demo_app.handlers import AssetHandler, NotFoundHandler, routes
 from demo_app.store import Store
 from tornado_worker import WSGIContainer, draining
@@ -52,7 +52,7 @@ async def chat() -> AsyncIterator[RuleRouter]:
     async with room.running():
         # Any worker must understand the cookies that another one made, also
         # after a restart.
-        secret = await store.shared_value("cookie_secret", secrets.token_hex(32))
+        secret = await patiently(lambda: store.shared_value("cookie_secret", secrets.token_hex(32)))
         pages = tornado.web.Application(
             routes(room),
             default_handler_class=NotFoundHandler,

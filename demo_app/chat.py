@@ -6,14 +6,16 @@ refuses with a `Refusal`, which says why in words for the person who asked.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import re
 import secrets
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from demo_app.feed import Feed, Listener
 from demo_app.meter import Meter
@@ -24,12 +26,17 @@ from demo_app.store import (
     History,
     Posted,
     Store,
+    StoreUnavailable,
     TooManyRooms,
     UnknownCursor,
     WorkerReport,
 )
 
-__all__ = ["Chat", "Limits", "Refusal", "User"]
+__all__ = ["Chat", "Limits", "Refusal", "User", "patiently"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("tornado.application")
 
 ROOM = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -105,10 +112,10 @@ class Chat:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     @contextlib.asynccontextmanager
-    async def running(self) -> Any:
-        await self.store.open(self.presence.on_signal)
+    async def running(self) -> AsyncIterator[None]:
         try:
-            await self.feed.start()
+            await self.store.open(self.presence.on_signal)
+            await patiently(self.feed.start)
             await self.presence.start()
             self.meter.start()
             yield
@@ -271,6 +278,20 @@ class Chat:
 
     def _on_message(self, message: Any) -> None:
         self.presence.on_message(message)
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the store until it answers.
+
+    At the start of a worker: if it failed, Gunicorn would stop altogether, and a
+    store that is away for a moment would take the chat with it.
+    """
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable as error:
+            log.warning("waiting for the store: %s", error)
+            await asyncio.sleep(1.0)
 
 
 def is_invisible(letter: str) -> bool:

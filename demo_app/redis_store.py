@@ -58,7 +58,6 @@ LOG_LENGTH = 10_000
 # A client that repeats a post after this long has it stored twice.
 SENT_VALID_S = 3 * 24 * 3600
 REPORT_VALID_S = 6
-START_PATIENCE_S = 15.0
 TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 16
 
@@ -132,7 +131,6 @@ class RedisStore(Store):
         self._follower = self._connect(60.0)
         self._subscriber = self._connect(None)
         self._post = self._client.register_script(POST)
-        await self._wait_until_up()
         self._start(self._listen())
 
     def _connect(self, timeout_s: float | None) -> Client:
@@ -151,18 +149,6 @@ class RedisStore(Store):
         client: Client = redis.asyncio.Redis.from_pool(pool)
         self._clients.append(client)
         return client
-
-    async def _wait_until_up(self) -> None:
-        deadline = asyncio.get_running_loop().time() + START_PATIENCE_S
-        while True:
-            try:
-                await self._client.ping()
-                return
-            except (RedisError, OSError) as error:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise StoreUnavailable(f"no answer from Redis: {error}") from error
-                log.warning("waiting for Redis: %s", error)
-                await asyncio.sleep(1.0)
 
     async def close(self) -> None:
         for task in list(self._tasks):

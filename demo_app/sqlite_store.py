@@ -173,7 +173,9 @@ class SqliteStore(Store):
         self._peers = Peers(channel_directory(self._path), self._on_datagram)
         self._connections = Connections(self._path)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="chat-read")
-        self._writer = threading.Thread(target=self._write, name="chat-write", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write, args=[connect(self._path)], name="chat-write", daemon=True
+        )
         self._writer.start()
         self._is_open = True
 
@@ -202,9 +204,8 @@ class SqliteStore(Store):
         # Shielded: who gives up waiting does not undo what the thread stores.
         return await asyncio.shield(future)
 
-    def _write(self) -> None:
+    def _write(self, connection: sqlite3.Connection) -> None:
         """Run the writing thread: store what is queued, together, until None."""
-        connection = connect(self._path)
         last = False
         while not last:
             item = self._drafts.get()

@@ -144,11 +144,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def open(self, on_signal: Callable[[Signal], None]) -> None:
-        """Connect; from now on call `on_signal` for each signal of another process."""
+        """Begin; from now on call `on_signal` for each signal of another process."""
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Let go of everything. Repeating is safe."""
+        """Let go of everything. Repeating is safe, and so is doing it before `open`."""
 
     @property
     @abc.abstractmethod

@@ -696,7 +696,7 @@ def test_redis_that_dies_and_comes_back_loses_nothing(
         with contextlib.ExitStack() as redis:
             url = redis.enter_context(run_redis(directory, port))
             server = await asyncio.to_thread(
-                start_chat, gunicorn, tmp_path / "data", env={"CHAT_REDIS_URL": url}
+                start_chat, gunicorn, tmp_path / "data", env={"CHAT_REDIS_URL": url}, workers=1
             )
             async with joined(server, count=4) as clients, contextlib.AsyncExitStack() as stack:
                 writer, *others = clients
@@ -717,6 +717,9 @@ def test_redis_that_dies_and_comes_back_loses_nothing(
                 assert archive.status == 503 and "does not answer" in archive.text
                 posting = asyncio.create_task(writer.post("during", "client-id-2"))
                 await asyncio.to_thread(server.wait_log, "the store does not answer")
+                # A worker that starts meanwhile waits, and does not stop Gunicorn.
+                server.signal_worker(server.worker_pids()[0], signal.SIGKILL)
+                await asyncio.to_thread(server.wait_log, "waiting for the store")
                 redis.enter_context(run_redis(directory, port))
                 sent.append(await posting)
                 sent.append(await writer.post("after", "client-id-3"))
