@@ -130,6 +130,25 @@ def test_client_that_pipelines_while_the_application_waits_is_stopped(
         assert client.response().body == b"x"
 
 
+def test_client_that_resets_while_it_is_not_read_is_noticed(
+    serve: Serve, options: dict[str, Any]
+) -> None:
+    left = asyncio.Event()
+
+    class Waiting(web.RequestHandler):
+        async def get(self) -> None:
+            await left.wait()
+
+        def on_connection_close(self) -> None:
+            left.set()
+
+    server = serve(web.Application([("/", Waiting)]), **options)
+    client = server.connect(kernel_buffer=KERNEL)
+    client.send_until_stalled(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 1000 + b"\r\n\r\n")
+    client.reset()
+    eventually(left.is_set, "on_connection_close")
+
+
 BODY = b"r" * 50_000
 
 

@@ -7,6 +7,7 @@ and how long things may take; knows nothing of the messages that go through it.
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
@@ -153,6 +154,20 @@ class Connection(asyncio.Protocol):
         if not self._writing_paused or self.transport is None:
             return False
         return self._stalled(sending_state(self.transport)[1], now, stall_timeout)
+
+    def has_lost_peer(self) -> bool:
+        """Tell whether the peer is gone although nobody reads from it at the moment.
+
+        The loop reports a lost connection only while it reads. Where the system
+        tells of it (Linux), a peer that will send no more counts as gone.
+        """
+        if not self._reading_paused or self.transport is None:
+            return False
+        poll = select.poll()
+        poll.register(
+            self.transport.get_extra_info("socket").fileno(), getattr(select, "POLLRDHUP", 0)
+        )
+        return bool(poll.poll(0))
 
     def _stalled(self, progress: int, now: float, stall_timeout: float) -> bool:
         if progress != self._progress:

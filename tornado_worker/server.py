@@ -424,6 +424,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         timeouts = self.timeouts
         overdue = []
         stalled = []
+        lost = []
         for conn in self._connections:
             phase = conn.phase
             if phase == Phase.BODY:
@@ -437,10 +438,14 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                     overdue.append(conn)
             if conn.stopped_reading(now, self.stall_timeout):
                 stalled.append(conn)
+            elif phase == Phase.RESPONSE and conn.has_lost_peer():
+                lost.append(conn)
         for conn in overdue:
             conn.on_timeout()
         for conn in stalled:
             gen_log.info("Timeout writing to %s", conn.context)
+            conn.abort()
+        for conn in lost:
             conn.abort()
         if self._connections:
             self._schedule_sweep(loop)
