@@ -366,6 +366,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 sock.close()
                 self._half_open -= 1
                 self._acceptor.room_made()
+                # asyncio's frames and the error refer to each other, and keep
+                # 260 KB of a failed handshake until the next full collection.
+                e.__traceback__ = None
             if not isinstance(e, OSError):
                 raise
 
