@@ -520,8 +520,11 @@ class ServerConnection(Connection):
         return (
             self.exchange is exchange
             and not exchange.write_finished
-            and self.transport is not None
             and self.phase < Phase.LINGER
+            and self.transport is not None
+            # A write that failed is known here before connection_lost is called;
+            # asyncio complains of those that follow.
+            and not self.transport.is_closing()
         )
 
     def request_is_whole(self) -> bool:
