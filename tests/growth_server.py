@@ -93,9 +93,14 @@ class Status(web.RequestHandler):
         gc.collect()
         gc.collect()
         status = Path("/proc/self/status").read_text()
-        rss, peak = (int(re.findall(rf"{name}:\s*(\d+)", status)[0]) for name in ("VmRSS", "VmHWM"))
+        # Anonymous memory: the pages of files come and go as the machine likes.
+        anonymous, rss, peak = (
+            int(re.findall(rf"{name}:\s*(\d+)", status)[0])
+            for name in ("RssAnon", "VmRSS", "VmHWM")
+        )
         self.write(
             {
+                "memory_kb": anonymous,
                 "rss_kb": rss,
                 "peak_kb": peak,
                 "descriptors": len(os.listdir("/proc/self/fd")),

@@ -8,13 +8,25 @@ process's memory is measured in test_growth.py.
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 from tornado import httputil, web
 
 from conftest import TLSFiles
-from server_thread import Client, Message, Messages, Serve, ServerThread, eventually
+from server_thread import (
+    DEADLINE_S,
+    EACH_PARSER,
+    Client,
+    Message,
+    Messages,
+    Serve,
+    ServerThread,
+    eventually,
+)
+
+pytestmark = EACH_PARSER
 
 KERNEL = 32 * 1024
 # What one direction may hold: kernel buffers on both sides, what one read
@@ -232,6 +244,34 @@ def test_flush_fails_when_the_client_that_does_not_read_leaves(
     assert errors == ["StreamClosedError"]
     assert sum(written) < HELD_MAX
     eventually(lambda: not server.connections)
+
+
+def test_flush_fails_at_once_when_the_client_has_left(serve: Serve) -> None:
+    """Not only when the loop gets to say so: a handler that never waits would go on for long."""
+    left = threading.Event()
+    written: list[int] = []
+    errors: list[str] = []
+
+    class Stream(web.RequestHandler):
+        async def get(self) -> None:
+            await self.flush()
+            left.wait(DEADLINE_S)  # the loop does not turn, and cannot see it
+            try:
+                for i in range(1000):
+                    self.write(b"d" * 100)
+                    await self.flush()
+                    written.append(i)
+            except Exception as e:
+                errors.append(type(e).__name__)
+
+    client = serve(web.Application([("/", Stream)])).connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.receive_until(b"\r\n\r\n")
+    client.reset()
+    left.set()
+    eventually(lambda: errors)
+    assert errors == ["StreamClosedError"]
+    assert len(written) < 5
 
 
 def test_writes_that_nobody_awaits_are_all_delivered(serve: Serve, options: dict[str, Any]) -> None:

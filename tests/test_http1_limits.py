@@ -361,11 +361,11 @@ def test_client_that_reads_slowly_gets_it_all(
     serve: Serve, tls: TLSFiles, layer: str, how: str
 ) -> None:
     """Longer than any timeout in all, but never without progress for one."""
-    body = b"r" * (1 << 20)
+    body = b"r" * (1 << 19)
     over_tls = {"ssl_options": tls.server_context(), "client_tls": tls.client_context()}
     server = serve(
         Messages(on_finish=lambda m: m.respond(body)),
-        stall_timeout=0.5,
+        stall_timeout=0.4,
         keepalive_timeout=0.2,
         kernel_buffer=32768,
         **(over_tls if layer == "tls" else {}),
