@@ -44,19 +44,28 @@ class Draining:
             except RuntimeError:
                 pass  # its loop is closed: nobody is left to wake
 
-    async def wait(self) -> None:
-        """Return when the worker begins to stop; at once if it has begun."""
+    def _add_waiter(self) -> asyncio.Future[None]:
+        """Return a future of the running loop that is done when draining begins."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             if self.event.is_set():
-                return
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.add(waiter)
+                waiter.set_result(None)
+            else:
+                self._waiters.add(waiter)
+        return waiter
+
+    def _forget_waiter(self, waiter: asyncio.Future[None]) -> None:
+        # With the lock: set() may be going through them in another thread.
+        with self._lock:
+            self._waiters.discard(waiter)
+
+    async def wait(self) -> None:
+        """Return when the worker begins to stop; at once if it has begun."""
+        waiter = self._add_waiter()
         try:
             await waiter
         finally:
-            # With the lock: set() may be going through them in another thread.
-            with self._lock:
-                self._waiters.discard(waiter)
+            self._forget_waiter(waiter)
 
     async def race(
         self, awaitable: Awaitable[T], *, timeout: float | None = None, default: D | None = None
@@ -69,9 +78,9 @@ class Draining:
         zero `timeout` gives the awaitable one turn of the loop.
         """
         task = asyncio.ensure_future(awaitable)
-        drain = asyncio.ensure_future(self.wait())
+        waiter = self._add_waiter()
         try:
-            await asyncio.wait((task, drain), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, waiter), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             task.cancel()
@@ -84,7 +93,7 @@ class Draining:
                     raise
                 return default
         finally:
-            drain.cancel()
+            self._forget_waiter(waiter)
             if not task.done():
                 task.cancel()
 
