@@ -21,7 +21,7 @@ import pytest
 
 from demo_client import WAYS, ChatClient
 from demo_process import run_redis, start_chat
-from gunicorn_process import GunicornProcess
+from gunicorn_process import TIMEOUT_S, GunicornProcess
 
 WORKERS = 4
 CLIENTS = 100
@@ -29,8 +29,10 @@ WRITERS = 10
 MESSAGES = 2000
 # So that the writing lasts for several restarts.
 PAUSE_S = 0.1
-ROUNDS = 4  # of one reload and two kills, at least
-DEADLINE_S = 240.0
+# By messages, not by time: then a slow machine has no more trouble than a fast one.
+MESSAGES_PER_RELOAD = 250
+MESSAGES_PER_KILL = 100
+DEADLINE_S = 400.0
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -66,7 +68,7 @@ async def consistency(server: GunicornProcess) -> None:
         asyncio.create_task(write(writer, number, acknowledged))
         for number, writer in enumerate(writers)
     ]
-    trouble = asyncio.create_task(make_trouble(server, writing))
+    trouble = asyncio.create_task(make_trouble(server, acknowledged))
     try:
         while not (all(task.done() for task in writing) and trouble.done()):
             await first_failure([*listening, *writing, trouble], 0.2)
@@ -92,8 +94,8 @@ async def consistency(server: GunicornProcess) -> None:
         own = [m["client_id"] for m in reference if m["author"] == writers[number].id]
         assert own == [name(number, n) for n in range(MESSAGES // WRITERS)]
     # It was what it was meant to be.
-    assert server.count_log(r"Handling signal: hup") >= ROUNDS
-    assert server.count_log(r"was sent SIGKILL") >= ROUNDS
+    assert server.count_log(r"Handling signal: hup") == MESSAGES // MESSAGES_PER_RELOAD
+    assert server.count_log(r"was sent SIGKILL") >= MESSAGES // MESSAGES_PER_KILL - 2
     assert all(len(client.pids) > 1 for client in clients)
     for writer in writers:
         await writer.close()
@@ -113,21 +115,23 @@ async def write(writer: ChatClient, number: int, acknowledged: list[dict[str, An
         await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
 
 
-async def make_trouble(server: GunicornProcess, writing: list[asyncio.Task[None]]) -> None:
-    """Reload, and kill workers with no chance to say a word, until the writers are done."""
-    rounds = 0
-    while rounds < ROUNDS or not all(task.done() for task in writing):
-        rounds += 1
-        before = server.mark()
-        server.signal(signal.SIGHUP)
-        await asyncio.to_thread(server.wait_log, r"Handling signal: hup", since=before)
-        for _ in range(2):
-            await asyncio.sleep(random.uniform(0.5, 1.5))
-            pids = server.worker_pids()
-            if pids:
-                os.kill(random.choice(pids), signal.SIGKILL)
+async def make_trouble(server: GunicornProcess, acknowledged: list[dict[str, Any]]) -> None:
+    """Reload, and kill workers with no chance to say a word, for as long as writers write."""
+    reload_at, kill_at = MESSAGES_PER_RELOAD // 2, MESSAGES_PER_KILL // 2
+    while len(acknowledged) < MESSAGES:
+        await asyncio.sleep(0.05)
+        if len(acknowledged) >= reload_at:
+            reload_at += MESSAGES_PER_RELOAD
+            before = server.mark()
+            server.signal(signal.SIGHUP)
+            await asyncio.to_thread(
+                server.wait_log, r"Handling signal: hup", 2 * TIMEOUT_S, since=before
+            )
+        if len(acknowledged) >= kill_at and (pids := server.worker_pids()):
+            kill_at += MESSAGES_PER_KILL
+            os.kill(random.choice(pids), signal.SIGKILL)
     # As many workers as there should be come back.
-    await asyncio.to_thread(server.wait_workers, WORKERS)
+    await asyncio.to_thread(server.wait_workers, WORKERS, 2 * TIMEOUT_S)
 
 
 async def first_failure(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
