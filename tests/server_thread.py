@@ -39,6 +39,7 @@ __all__ = [
     "COMBINATIONS",
     "DEADLINE_S",
     "EACH_PARSER",
+    "FEW_COMBINATIONS",
     "Client",
     "EchoMessage",
     "Logs",
@@ -64,12 +65,11 @@ COMBINATIONS = [
 ]
 
 
-# For tests of what only a parser decides: each parser once, and each loop once.
-EACH_PARSER = pytest.mark.parametrize(
-    "combination",
-    [COMBINATIONS[0]] if len(COMBINATIONS) == 1 else [COMBINATIONS[0], COMBINATIONS[-1]],
-    indirect=True,
+# For what one of both decides: each parser once, and each loop once.
+FEW_COMBINATIONS = (
+    COMBINATIONS[:1] if len(COMBINATIONS) == 1 else [COMBINATIONS[0], COMBINATIONS[-1]]
 )
+EACH_PARSER = pytest.mark.parametrize("combination", FEW_COMBINATIONS, indirect=True)
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:

@@ -12,6 +12,7 @@ import base64
 import http.client
 import json
 import os
+import resource
 import socket
 import ssl
 import struct
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 
 from conftest import TLSFiles
-from server_thread import COMBINATIONS, DEADLINE_S
+from server_thread import COMBINATIONS, DEADLINE_S, FEW_COMBINATIONS
 
 FULL = os.environ.get("GROWTH") == "full"
 if FULL:
@@ -64,7 +65,8 @@ LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 class Served:
     """The process, and ways to work it."""
 
-    def __init__(self, port: int, tls_port: int, context: ssl.SSLContext) -> None:
+    def __init__(self, pid: int, port: int, tls_port: int, context: ssl.SSLContext) -> None:
+        self.pid = pid
         self.port = port
         self.tls_port = tls_port
         self._context = context
@@ -127,9 +129,7 @@ def read_response(file: Any) -> tuple[int, bytes]:
     return status, body
 
 
-@pytest.fixture(
-    scope="module", params=COMBINATIONS if FULL else [COMBINATIONS[0], COMBINATIONS[-1]]
-)
+@pytest.fixture(scope="module", params=COMBINATIONS if FULL else FEW_COMBINATIONS)
 def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
     process = subprocess.Popen(
         [
@@ -147,7 +147,7 @@ def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
     assert process.stdout is not None
     try:
         ports = [int(process.stdout.readline()) for _ in range(2)]
-        yield Served(*ports, tls.client_context())
+        yield Served(process.pid, *ports, tls.client_context())
         process.stdin.close()
         assert process.wait(DEADLINE_S) == 0
     finally:
@@ -382,3 +382,33 @@ def test_response_to_a_stalled_client_holds_little(
         f"download of 1 GB, {TRANSFER >> 22} MB taken",
         lambda: download(1 << 30, TRANSFER // 4 // 65536),
     )
+
+
+# -- no descriptors left -------------------------------------------------------
+
+
+def test_server_without_descriptors_serves_who_is_there_and_then_the_others(
+    served: Served,
+) -> None:
+    def gets(sock: socket.socket) -> int:
+        with sock.makefile("rb") as file:
+            return read_response(file)[0]
+
+    first = served.connect()
+    limits = resource.prlimit(served.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(
+        served.pid, resource.RLIMIT_NOFILE, (served.status()["descriptors"] + 10, limits[1])
+    )
+    try:
+        others = [served.connect() for _ in range(40)]  # most of them in the kernel's queue
+        for sock in (first, *others):
+            sock.sendall(GET)
+        assert gets(first) == 200
+        first.sendall(GET)
+        assert gets(first) == 200
+        for sock in others:
+            assert gets(sock) == 200
+            sock.close()
+    finally:
+        resource.prlimit(served.pid, resource.RLIMIT_NOFILE, limits)
+        first.close()

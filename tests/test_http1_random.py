@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server_thread import COMBINATIONS, Logs, Messages, ServerThread
+from server_thread import FEW_COMBINATIONS, Logs, Messages, ServerThread
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 
@@ -81,7 +81,7 @@ STREAMS = st.lists(requests(), min_size=1, max_size=4).map(b"".join)
 SPLITS = st.lists(st.integers(0, 2000), max_size=8)
 
 
-@pytest.fixture(scope="module", params=[COMBINATIONS[0], COMBINATIONS[-1]])
+@pytest.fixture(scope="module", params=FEW_COMBINATIONS)
 def server(request: pytest.FixtureRequest) -> Iterator[ServerThread]:
     loop, http_parser = request.param
     with Logs().captured():
