@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import pytest
+import tornado
 from tornado import web
 
 from conftest import TLSFiles
@@ -153,6 +154,9 @@ def test_gzip_body_is_left_alone_unless_asked_for(serve: Serve) -> None:
     assert gzip.decompress(client.response().body) == b"hello"
 
 
+@pytest.mark.skipif(
+    tornado.version_info < (6, 6), reason="Tornado's decoder blames the application before 6.6"
+)
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -166,11 +170,7 @@ def test_bad_gzip_body_is_refused(serve: Serve, body: bytes, reason: str) -> Non
     app = Messages(on_finish=lambda m: m.respond(m.body))
     client = serve(app, decompress_request=True, max_body_size=50_000).connect()
     client.send(post(body, GZIP) + GET)
-    received = client.receive_all()
-    if received != BAD_REQUEST:
-        # Tornado before 6.6 did not notice that the end was missing.
-        assert body == gzip.compress(b"hello", mtime=0)[:-3]
-        return
+    assert client.receive_all() == BAD_REQUEST
     serve.logs.expect(f"re:{MALFORMED}{reason}")
     assert len(app.messages) == 1
 
