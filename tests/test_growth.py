@@ -37,7 +37,7 @@ CONNECTIONS = 20_000 if FULL else 400
 TRANSFER = 1 << 30 if FULL else 64 << 20
 
 # What the interpreter and malloc may keep, however little the server does (KB, objects).
-MEMORY_KB = 2048
+MEMORY_KB = 1024
 OBJECTS = 500
 # "Holds under 2 MB of it."
 HELD_KB = 2048
