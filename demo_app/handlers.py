@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import tornado.web
@@ -38,8 +39,12 @@ def set_safe_headers(handler: tornado.web.RequestHandler) -> None:
         handler.set_header(name, value)
 
 
+@tornado.web.stream_request_body
 class BaseHandler(tornado.web.RequestHandler):
-    """Who is asking, what a refusal looks like, and safe headers."""
+    """Who is asking, what a refusal looks like, safe headers, and small bodies.
+
+    Bodies are streamed so that a large one is refused before it is read.
+    """
 
     chat: Chat
 
@@ -49,6 +54,30 @@ class BaseHandler(tornado.web.RequestHandler):
     def set_default_headers(self) -> None:
         set_safe_headers(self)
         self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> Awaitable[None] | None:
+        declared = self.request.headers.get("Content-Length", "0")
+        if int(declared) > MAX_BODY_BYTES:
+            raise Refusal(
+                413, "body_too_large", f"expected at most {MAX_BODY_BYTES} bytes; got {declared}"
+            )
+        # One without a declared length the server cuts off when it has grown so far.
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BODY_BYTES)
+        self._pieces: list[bytes] = []
+        return None
+
+    def data_received(self, chunk: bytes) -> None:
+        self._pieces.append(chunk)
+
+    def json_body(self) -> dict[str, Any]:
+        try:
+            body = json.loads(b"".join(self._pieces))
+        except (ValueError, RecursionError):
+            raise Refusal(400, "bad_json", "expected a JSON object") from None
+        if not isinstance(body, dict):
+            raise Refusal(400, "bad_json", "expected a JSON object")
+        return body
 
     def get_current_user(self) -> User:
         cookie = self.get_signed_cookie(USER_COOKIE, max_age_days=USER_DAYS)
@@ -107,34 +136,6 @@ class BaseHandler(tornado.web.RequestHandler):
         self.write_json({"error": {"code": code, "message": message}})
 
 
-@tornado.web.stream_request_body
-class JSONHandler(BaseHandler):
-    """Takes a small JSON object; a larger body is refused before it is read."""
-
-    def prepare(self) -> None:
-        declared = self.request.headers.get("Content-Length", "0")
-        if int(declared) > MAX_BODY_BYTES:
-            raise Refusal(
-                413, "body_too_large", f"expected at most {MAX_BODY_BYTES} bytes; got {declared}"
-            )
-        # One without a declared length the server cuts off when it has grown so far.
-        connection: Any = self.request.connection
-        connection.set_max_body_size(MAX_BODY_BYTES)
-        self._pieces: list[bytes] = []
-
-    def data_received(self, chunk: bytes) -> None:
-        self._pieces.append(chunk)
-
-    def json_body(self) -> dict[str, Any]:
-        try:
-            body = json.loads(b"".join(self._pieces))
-        except (ValueError, RecursionError):
-            raise Refusal(400, "bad_json", "expected a JSON object") from None
-        if not isinstance(body, dict):
-            raise Refusal(400, "bad_json", "expected a JSON object")
-        return body
-
-
 class HomeHandler(BaseHandler):
     def get(self) -> None:
         self.redirect("/rooms/lobby")
@@ -148,7 +149,7 @@ class PageHandler(BaseHandler):
         self.render("chat.html", room=room, limits=self.chat.limits)
 
 
-class MeHandler(JSONHandler):
+class MeHandler(BaseHandler):
     """Who I am; a new name; and, for a page whose cookies are gone, new cookies."""
 
     def get(self) -> None:
@@ -185,7 +186,7 @@ class HistoryHandler(BaseHandler):
         )
 
 
-class MessagesHandler(JSONHandler):
+class MessagesHandler(BaseHandler):
     async def post(self, room: str) -> None:
         body = self.json_body()
         posted = await self.chat.post(
@@ -195,7 +196,7 @@ class MessagesHandler(JSONHandler):
         self.write_json(posted.message.public())
 
 
-class TypingHandler(JSONHandler):
+class TypingHandler(BaseHandler):
     def post(self, room: str) -> None:
         self.chat.type(room, self.current_user)
         self.set_status(204)
@@ -314,6 +315,7 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
     _task: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
+        super().prepare()
         # Before the upgrade, so that a refusal is an HTTP answer.
         if "Upgrade" in self.request.headers:
             self._place = await self.place(self.path_args[0])
@@ -387,7 +389,15 @@ class HealthHandler(BaseHandler):
         self.write_json({"head": await self.chat.store.head()})
 
 
+@tornado.web.stream_request_body
 class AssetHandler(tornado.web.StaticFileHandler):
+    def prepare(self) -> None:
+        if self.request.method not in ("GET", "HEAD"):
+            raise tornado.web.HTTPError(405)
+
+    def data_received(self, chunk: bytes) -> None:
+        pass  # of a GET that has a body, which means nothing
+
     def set_extra_headers(self, path: str) -> None:
         set_safe_headers(self)
         if "v" not in self.request.arguments:

@@ -205,18 +205,33 @@ def test_bad_post_is_refused_in_words(
     run(test())
 
 
-def test_large_body_is_refused_before_it_is_sent(server: GunicornProcess) -> None:
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/me", 413),
+        ("/rooms/lobby", 413),
+        ("/status", 413),
+        ("/api/rooms/lobby/poll", 413),
+        ("/api/rooms/lobby/socket", 413),
+        ("/nowhere", 404),
+        ("/static/chat.js", 405),
+        ("/archive/lobby", 405),
+    ],
+)
+def test_large_body_is_refused_before_it_is_sent(
+    server: GunicornProcess, path: str, status: int
+) -> None:
     async def test() -> None:
         async with joined(server) as (client,):
             with server.connect() as sock:
                 sock.sendall(
                     (
-                        f"POST /api/me HTTP/1.1\r\nHost: x\r\nCookie: {client.cookie}\r\n"
+                        f"POST {path} HTTP/1.1\r\nHost: x\r\nCookie: {client.cookie}\r\n"
                         f"X-Xsrftoken: {client.xsrf}\r\nContent-Length: 100000000\r\n\r\n"
                     ).encode()
                 )
                 answer = sock.recv(65536)
-                assert answer.startswith(b"HTTP/1.1 413 ")
+                assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
     run(test())
 
