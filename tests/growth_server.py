@@ -2,8 +2,8 @@
 
     python tests/growth_server.py asyncio|uvloop python|fast CERTFILE KEYFILE
 
-Prints its plain and its TLS port. `GET /status` collects garbage and answers
-with memory, descriptors, tasks and objects; `GET /reset` forgets the peak.
+Prints its plain and its TLS port. `GET /status` answers with memory, descriptors,
+tasks and objects, `GET /reset` forgets the peak; both first give back what nobody uses.
 """
 
 from __future__ import annotations
@@ -91,12 +91,17 @@ class Echo(websocket.WebSocketHandler):
         await self.write_message(message)
 
 
+def give_back() -> None:
+    """Free garbage, and return to the system what malloc keeps for later."""
+    gc.collect()
+    gc.collect()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 class Status(web.RequestHandler):
     def get(self) -> None:
-        gc.collect()
-        gc.collect()
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)  # what malloc keeps for later is nobody's
+        give_back()
         status = Path("/proc/self/status").read_text()
         # Anonymous memory: the pages of files come and go as the machine likes.
         anonymous, rss, peak = (
@@ -117,7 +122,7 @@ class Status(web.RequestHandler):
 
 class Reset(web.RequestHandler):
     def get(self) -> None:
-        gc.collect()
+        give_back()
         Path("/proc/self/clear_refs").write_text("5")
 
 
