@@ -255,10 +255,11 @@ def test_flush_fails_at_once_when_the_client_has_left(serve: Serve) -> None:
     class Stream(web.RequestHandler):
         async def get(self) -> None:
             await self.flush()
-            left.wait(DEADLINE_S)  # the loop does not turn, and cannot see it
+            await asyncio.sleep(0.01)  # uvloop before 0.22 sends when the loop turns
+            left.wait(DEADLINE_S)  # now it does not turn, and cannot see it
             try:
                 for i in range(1000):
-                    self.write(b"d" * 100)
+                    self.write(b"d" * 1000)
                     await self.flush()
                     written.append(i)
             except Exception as e:
@@ -271,7 +272,8 @@ def test_flush_fails_at_once_when_the_client_has_left(serve: Serve) -> None:
     left.set()
     eventually(lambda: errors)
     assert errors == ["StreamClosedError"]
-    assert len(written) < 5
+    # That uvloop has 64 KB to send before anything is sent.
+    assert len(written) < (5 if serve.loop == "asyncio" else 100)
 
 
 def test_writes_that_nobody_awaits_are_all_delivered(serve: Serve, options: dict[str, Any]) -> None:

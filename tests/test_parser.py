@@ -16,11 +16,11 @@ from tornado_worker.parser import (
     MessageParser,
     ParserOptions,
     ParserPool,
-    PythonProtocol,
     describe_error,
     error_status,
     load_fast_parser,
 )
+from tornado_worker.strict import PythonProtocol
 
 FAST = load_fast_parser()
 PARSERS = ["python"] if FAST is None else ["python", "fast"]

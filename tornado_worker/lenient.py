@@ -11,10 +11,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from gunicorn.asgi.parser import PythonProtocol
 from gunicorn.http.errors import InvalidHeader, LimitRequestLine
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
+
+from tornado_worker.strict import PythonProtocol
 
 __all__ = ["LENIENCIES", "LenientProtocol"]
 

@@ -1,8 +1,7 @@
 """Gunicorn's two HTTP/1 parsers (Python and C) behind one face, and a pool of them.
 
-The only module that imports them, so that a Gunicorn that moves them fails at
-boot with one sentence. Turns bytes into one message at a time: head, body
-pieces, end, and the bytes behind it. Knows nothing of connections or Tornado.
+Turns bytes into one message at a time: head, body pieces, end, and the bytes
+behind it. Knows nothing of connections or Tornado.
 """
 
 from __future__ import annotations
@@ -12,25 +11,14 @@ import operator
 import re
 from typing import Any
 
-try:
-    from gunicorn.asgi.parser import PythonProtocol
-except ImportError as e:  # pragma: no cover - a Gunicorn that was reorganised
-    import gunicorn
-
-    raise RuntimeError(
-        f"tornado_worker needs Gunicorn's HTTP parser, gunicorn.asgi.parser.PythonProtocol, which"
-        f" gunicorn {gunicorn.__version__} does not have: install a supported version"
-        " (gunicorn>=26.2,<28)"
-    ) from e
-
 from tornado_worker.lenient import LENIENCIES, LenientProtocol
+from tornado_worker.strict import PythonProtocol
 
 __all__ = [
     "POOLED_READ_MAX",
     "MessageParser",
     "ParserOptions",
     "ParserPool",
-    "PythonProtocol",
     "describe_error",
     "error_status",
     "load_fast_parser",

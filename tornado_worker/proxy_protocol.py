@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tornado_worker.connection import Phase
 from tornado_worker.http1 import ServerConnection
-from tornado_worker.parser import PythonProtocol, describe_error
+from tornado_worker.parser import describe_error
+from tornado_worker.strict import GunicornProtocol
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -51,7 +52,7 @@ def read_header(header: bytes) -> dict[str, Any]:
 
     Raises the errors of Gunicorn's parser.
     """
-    parser = PythonProtocol(proxy_protocol="auto")
+    parser = GunicornProtocol(proxy_protocol="auto")
     parser.feed(header)
     info: dict[str, Any] | None = parser.proxy_protocol_info
     if info is None:
