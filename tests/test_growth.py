@@ -140,8 +140,13 @@ def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Its own allocator's free lists would hide, or pretend, growth.
-        env={**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"},
+        # What malloc keeps of what was freed would hide growth, or pretend it.
+        env={
+            **os.environ,
+            "MALLOC_ARENA_MAX": "1",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+        },
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -176,20 +176,35 @@ def test_persistence_is_what_the_request_says(pool: ParserPool, head: bytes, kee
 # -- bodies --------------------------------------------------------------------
 
 
-def test_take_body_joins_pieces_and_splits_them(pool: ParserPool) -> None:
+@pytest.mark.parametrize(
+    ("max_bytes", "chunks"),
+    [
+        (1, [b"h", b"e", b"l", b"l", b"o"]),
+        (2, [b"he", b"ll", b"o"]),
+        (4, [b"he", b"llo"]),
+        (5, [b"hello"]),
+        (None, [b"hello"]),
+    ],
+)
+def test_take_body_joins_small_pieces_and_splits_large_ones(
+    pool: ParserPool, max_bytes: int | None, chunks: list[bytes]
+) -> None:
     parser = pool.acquire()
     feed(parser, CHUNKED)
     assert len(parser.body) == 2
-    assert parser.take_body(4) == b"hell"
-    assert parser.take_body(4) == b"o"
-    assert parser.body == []
+    taken = []
+    while parser.body:
+        taken.append(parser.take_body(max_bytes))
+    assert taken == chunks
 
 
-def test_take_body_without_a_limit_takes_all(pool: ParserPool) -> None:
-    parser = pool.acquire()
-    feed(parser, POST)
-    assert parser.take_body(None) == b"hello"
-    assert parser.body == []
+def test_take_body_joins_no_more_than_64_kb() -> None:
+    parser = MessageParser(PythonProtocol)
+    parser.body[:] = [b"a" * 40_000, b"b" * 25_000, b"c" * 100_000, b"d", b"e"]
+    taken = []
+    while parser.body:
+        taken.append(parser.take_body(None))
+    assert [len(chunk) for chunk in taken] == [65_000, 100_000, 2]
 
 
 # -- the pool ------------------------------------------------------------------

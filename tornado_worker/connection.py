@@ -87,6 +87,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        if hasattr(transport, "set_read_buffer_limits"):
+            # A TLS layer reads ahead of a connection that does not read: not a MB.
+            transport.set_read_buffer_limits(high=_HELD_MAX)
         self.context = self.server.make_context(transport, *self.context)
 
     def pause_writing(self) -> None:
