@@ -325,11 +325,15 @@ def check_peak(
         return served.status()["peak_kb"] - before["rss_kb"]
 
     little()  # once for caches and pools
-    beside = peak_of(little)
-    held = peak_of(work) - beside
-    if FULL:
-        print(f"\n{request.node.name}: {what}: at most {held} KB of it, {beside} KB beside it")
-    assert held < HELD_KB
+    # What else the process does in the meantime only adds: the least of three counts.
+    for _ in range(3):
+        beside = peak_of(little)
+        held = peak_of(work) - beside
+        if FULL:
+            print(f"\n{request.node.name}: {what}: at most {held} KB of it, {beside} KB beside it")
+        if held < HELD_KB:
+            return
+    pytest.fail(f"expected less than {HELD_KB} KB of the transfer held; got {held}")
 
 
 @pytest.mark.parametrize("tls_", [False, True], ids=["plain", "tls"])

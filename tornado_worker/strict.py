@@ -111,7 +111,7 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
         if len(line) - allowed > (limit or _UNLIMITED):
             raise error(what)
         if b"\n" in line or b"\r" in line[: len(line) - allowed]:
-            raise gunicorn_parser.ParseError("Bare LF or CR as line terminator, CRLF required")
+            raise gunicorn_parser.ParseError("Bare LF as line terminator, or bare CR")
 
     def _check_request_line(self, line: bytes) -> None:
         parts = line.split(b" ", 2)
@@ -122,6 +122,8 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
         self._fields += 1
         if self._fields > (self._limit_request_fields or _UNLIMITED):
             raise gunicorn_parser.LimitRequestHeaders("Too many headers")
+        if b":" not in line:
+            raise gunicorn_parser.InvalidHeader("Missing colon in header")
         if not _FIELD.fullmatch(line):
             raise gunicorn_parser.InvalidHeader(f"Invalid header field {line[:100]!r}")
         name, _, value = line.partition(b":")

@@ -147,7 +147,6 @@ DIFFERENCES: list[Difference] = [
             until=(6, 6, 0),
         )
         for test in (
-            "httpserver_test.StreamingChunkSizeTest.test_chunked_body",
             "web_test.DecoratedStreamingRequestFlowControlTest.test_flow_control_chunked_body",
             "web_test.NativeStreamingRequestFlowControlTest.test_flow_control_chunked_body",
         )
