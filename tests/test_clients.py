@@ -16,7 +16,7 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -379,7 +379,9 @@ Connect = Callable[..., Any]
 def websocket_served(
     request: pytest.FixtureRequest, serve: Serve, tls: TLSFiles
 ) -> tuple[Served, Connect]:
-    client: Any = need_module("websockets.sync.client")
+    # Not its client for threads, which reads and writes in two: a TLS session
+    # of OpenSSL's takes no more than one.
+    client: Any = need_module("websockets.asyncio.client")
     over_tls = request.param == "tls"
     served = Served(serve, tls if over_tls else None)
 
@@ -396,13 +398,21 @@ def websocket_served(
 WebSocketServed = tuple[Served, Connect]
 
 
+def run_client(talk: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(talk(), DEADLINE_S))
+
+
 def test_websocket_echo(websocket_served: WebSocketServed) -> None:
     _, connect = websocket_served
-    with connect(subprotocols=["none", "echo"]) as ws:
-        assert ws.subprotocol == "echo"
-        for message in ("hello", "", "é" * 1000, b"", b"\0\xff"):
-            ws.send(message)
-            assert ws.recv(DEADLINE_S) == message
+
+    async def talk() -> None:
+        async with connect(subprotocols=["none", "echo"]) as ws:
+            assert ws.subprotocol == "echo"
+            for message in ("hello", "", "é" * 1000, b"", b"\0\xff"):
+                await ws.send(message)
+                assert await ws.recv() == message
+
+    run_client(talk)
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
@@ -412,64 +422,92 @@ def test_websocket_messages_of_any_size(
 ) -> None:
     _, connect = websocket_served
     message = (BODY * 8)[:size]
-    with connect(compression=compression) as ws:
-        ws.send(message)
-        assert ws.recv(DEADLINE_S) == message
+
+    async def talk() -> None:
+        async with connect(compression=compression) as ws:
+            await ws.send(message)
+            assert await ws.recv() == message
+
+    run_client(talk)
 
 
 def test_websocket_fragmented_message(websocket_served: WebSocketServed) -> None:
     _, connect = websocket_served
-    with connect() as ws:
-        ws.send(["one ", "", "two ", "three"])
-        assert ws.recv(DEADLINE_S) == "one two three"
-        ws.send([BODY[:100], BODY[:100_000], b""])
-        assert ws.recv(DEADLINE_S) == BODY[:100] + BODY[:100_000]
+
+    async def talk() -> None:
+        async with connect() as ws:
+            await ws.send(["one ", "", "two ", "three"])
+            assert await ws.recv() == "one two three"
+            await ws.send([BODY[:100], BODY[:100_000], b""])
+            assert await ws.recv() == BODY[:100] + BODY[:100_000]
+
+    run_client(talk)
 
 
 def test_websocket_many_messages_in_flight(websocket_served: WebSocketServed) -> None:
     _, connect = websocket_served
-    with connect() as ws:
-        for i in range(1000):
-            ws.send(str(i))
-        assert [ws.recv(DEADLINE_S) for _ in range(1000)] == [str(i) for i in range(1000)]
+
+    async def talk() -> None:
+        async with connect() as ws:
+            for i in range(1000):
+                await ws.send(str(i))
+            assert [await ws.recv() for _ in range(1000)] == [str(i) for i in range(1000)]
+
+    run_client(talk)
 
 
 def test_websocket_ping_and_pong(websocket_served: WebSocketServed) -> None:
     _, connect = websocket_served
-    with connect() as ws:
-        assert ws.ping("are you there?").wait(DEADLINE_S)
-        ws.pong("unasked")
-        ws.send("and now?")
-        assert ws.recv(DEADLINE_S) == "and now?"
+
+    async def talk() -> None:
+        async with connect() as ws:
+            await (await ws.ping("are you there?"))
+            await ws.pong("unasked")
+            await ws.send("and now?")
+            assert await ws.recv() == "and now?"
+
+    run_client(talk)
 
 
 def test_websocket_close_by_the_client(websocket_served: WebSocketServed) -> None:
     served, connect = websocket_served
-    with connect() as ws:
-        ws.close(4000, "enough")
-    assert ws.close_code == 4000
+
+    async def talk() -> None:
+        async with connect() as ws:
+            await ws.close(4000, "enough")
+        assert ws.close_code == 4000
+
+    run_client(talk)
     eventually(lambda: served.closed == [(4000, "enough")])
 
 
 def test_websocket_close_by_the_server(websocket_served: WebSocketServed) -> None:
     exceptions: Any = need_module("websockets.exceptions")
     served, connect = websocket_served
-    with connect() as ws:
-        ws.send("close")
-        with pytest.raises(exceptions.ConnectionClosedError) as raised:
-            ws.recv(DEADLINE_S)
-    assert (raised.value.rcvd.code, raised.value.rcvd.reason) == (4001, "as you wish")
+
+    async def talk() -> None:
+        async with connect() as ws:
+            await ws.send("close")
+            with pytest.raises(exceptions.ConnectionClosedError) as raised:
+                await ws.recv()
+        assert (raised.value.rcvd.code, raised.value.rcvd.reason) == (4001, "as you wish")
+
+    run_client(talk)
     eventually(lambda: served.closed)
 
 
 def test_websocket_that_vanishes(websocket_served: WebSocketServed) -> None:
     served, connect = websocket_served
-    with connect() as ws:
-        ws.send("hello")
-        ws.recv(DEADLINE_S)
-        ws.socket.shutdown(socket.SHUT_RDWR)
-        eventually(lambda: served.closed)
-        eventually(lambda: not served.server.streams)
+
+    async def talk() -> None:
+        async with connect() as ws:
+            await ws.send("hello")
+            await ws.recv()
+            ws.transport.abort()
+
+    run_client(talk)
+    eventually(lambda: served.closed)
+    eventually(lambda: not served.server.streams)
 
 
 def test_websocket_handshake_that_is_refused_leaves_an_http_connection(served: Served) -> None:
