@@ -115,6 +115,32 @@ def test_boot_and_service_warn_of_nothing_deprecated(serve, loop):
     assert "Warning" not in server.log
 
 
+def test_what_was_loaded_is_kept_out_of_garbage_collection(serve):
+    server = serve(
+        """
+        import gc
+
+        class Cycle:
+            pass
+
+        class Frozen(tornado.web.RequestHandler):
+            def get(self):
+                cycle = Cycle()
+                cycle.self = cycle
+                gone = weakref.ref(cycle)
+                del cycle
+                gc.collect()
+                loaded = any(each is app for each in gc.get_objects())
+                self.write(f"{gc.get_freeze_count() > 1000} {loaded} {gone() is None}")
+
+        import weakref
+
+        app = tornado.web.Application([("/", Frozen)])
+        """
+    )
+    assert server.request("/").text == "True False True"
+
+
 def test_auto_is_asyncio_without_uvloop(serve):
     server = serve(
         """

