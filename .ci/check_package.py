@@ -73,7 +73,14 @@ def build(source: Path, dist: Path) -> None:
 def check_sdist(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for wanted in ("tornado_worker/py.typed", "tests/conftest.py", "tox.ini", "LICENSE"):
+    for wanted in (
+        "tornado_worker/py.typed",
+        "tests/conftest.py",
+        "benchmarks/README.md",
+        "tox.ini",
+        ".ci/run",
+        "LICENSE",
+    ):
         check(wanted in names, f"{sdist.name} lacks {wanted}")
     for name in names:
         check("__pycache__" not in name, f"{sdist.name} contains {name}")

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import tornado
 from tornado import httputil, web
+from tornado.iostream import StreamClosedError
 
+from conftest import TLSFiles
 from server_thread import EACH_PARSER, Client, Message, Messages, Serve, ServerThread, eventually
+from tornado_worker.connection import Phase
 
 pytestmark = EACH_PARSER
 
@@ -88,6 +91,57 @@ def test_failing_finish_is_answered_with_500(serve: Serve, feed: Any) -> None:
     assert client.receive_all() == ERROR
     serve.logs.expect(BOOM)
     assert len(app.messages) == 1
+
+
+@pytest.mark.parametrize("step", ["on_headers", "on_data", "on_finish"])
+@pytest.mark.parametrize("feed", [Client.send, Client.send_slowly])
+def test_failing_after_the_answer_gets_no_second_one(serve: Serve, feed: Any, step: str) -> None:
+    def answer_and_fail(message: Message, *args: Any) -> None:
+        first = message.start_line.path == "/"
+        message.respond(b"first" if first else b"second")
+        if first:
+            boom()
+
+    app = Messages(**{step: answer_and_fail})
+    client = serve(app).connect()
+    feed(client, POST + GET.replace(b"/", b"/second", 1))
+    assert client.response().body == b"first"
+    if step == "on_finish":
+        assert client.response().body == b"second"
+        client.close()
+    else:
+        client.expect_close()  # the rest of the request was wanted by nobody
+    serve.logs.expect(BOOM)
+
+
+@pytest.mark.parametrize("how", ["close", "detach"])
+def test_an_exchange_that_is_over_leaves_the_next_one_alone(serve: Serve, how: str) -> None:
+    app = Messages(on_finish=lambda m: m.respond(b"first") if len(app.messages) == 1 else None)
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    assert client.response().body == b"first"
+    client.send(GET)
+    eventually(lambda: len(app.messages) == 2 and app.messages[1].finished)
+    first, second = app.messages
+    if how == "close":
+        server.run(first.conn.close)
+    else:
+        with pytest.raises(StreamClosedError):
+            server.run(first.conn.detach)
+    server.run(second.respond, b"second")
+    assert client.response().body == b"second"
+
+
+def test_closed_stream_of_a_tls_client_that_does_not_answer_goes(
+    serve: Serve, tls: TLSFiles
+) -> None:
+    app = Messages(on_finish=lambda m: m.conn.stream.close())
+    server = serve(app, ssl_options=tls.server_context(), client_tls=tls.client_context())
+    server.http.timeouts[Phase.CLOSING] = 0.1
+    client = server.connect()
+    client.send(GET)  # and reads nothing, so that its TLS layer cannot answer
+    eventually(lambda: app.messages and not server.connections)
 
 
 def test_failing_on_connection_close_is_logged(serve: Serve) -> None:

@@ -148,6 +148,16 @@ def test_gzip_body_is_decompressed(serve: Serve, feed: Any) -> None:
     assert app.messages[0].headers["X-Consumed-Content-Encoding"] == "gzip"
 
 
+def test_gzip_body_has_the_limit_that_the_application_sets(serve: Serve) -> None:
+    app = Messages(on_headers=lambda m: m.conn.set_max_body_size(1000))
+    client = serve(app, decompress_request=True, max_body_size=100).connect()
+    client.send(post(gzip.compress(b"b" * 1000), GZIP))
+    assert client.response().body.endswith(b"b" * 1000)
+    client.send(post(gzip.compress(b"b" * 1001), GZIP))
+    assert client.receive_all() == BAD_REQUEST
+    serve.logs.expect(MALFORMED + "decompressed body too large")
+
+
 def test_gzip_body_is_left_alone_unless_asked_for(serve: Serve) -> None:
     client = serve(Messages(on_finish=lambda m: m.respond(m.body))).connect()
     client.send(post(gzip.compress(b"hello"), GZIP))

@@ -92,20 +92,28 @@ def test_number_wanted_is_told_from_the_number_present(peers):
 
     peers.on_reset(4)
     assert numbers() == (4, 4)
-    peers.announce(1)
-    assert peers.is_announced(60)
+    peers.announce(1, 60)
+    assert peers.is_announced(1, -1)
     peers.on_changed(5, 4)
     assert numbers() == (4, 5)
-    assert not peers.is_announced(60)
+    assert not peers.is_announced(1, -1)
     peers.on_changed(6, 5)  # an operator's
     assert numbers() == (5, 6)
-    peers.announce(-1)
-    assert peers.is_announced(60, (-1,))
-    assert not peers.is_announced(60, (1,))
+    peers.announce(-1, 60)
+    assert peers.is_announced(-1)
+    assert not peers.is_announced(1)
     peers.on_changed(5, 6)
     assert numbers() == (5, 5)
     peers.on_changed(0, 5)  # WINCH
     assert numbers() == (0, 0)
+
+
+def test_request_that_the_arbiter_never_heeded_is_not_taken_for_an_operators(peers):
+    peers.on_reset(2)
+    peers.announce(-1, 0)  # an arbiter of one worker ignores TTOU
+    peers.on_changed(3, 2)
+    peers.on_changed(2, 3)  # both an operator's
+    assert (peers.wanted, peers.present) == (2, 2)
 
 
 def test_worker_with_more_than_its_share_leaves_connections_to_others(peers):

@@ -341,6 +341,21 @@ def test_proxy_header_without_a_client_leaves_the_peer(
     run(test, {"proxy_protocol": "auto"})
 
 
+def test_connection_with_only_a_proxy_header_is_idle(run: Callable[..., None]) -> None:
+    async def test(server: Server) -> None:
+        reader, writer = await asyncio.open_connection(*server.address[:2])
+        writer.write(V1)
+        while server.http.connection_count() != 1:
+            await asyncio.sleep(0)
+        server.http.begin_drain()
+        async with asyncio.timeout(30):
+            await server.http.drained()
+            assert await reader.read() == b""
+        writer.close()
+
+    run(test, {"proxy_protocol": "auto"})
+
+
 def test_connection_without_proxy_header_is_served(run: Callable[..., None]) -> None:
     async def test(server: Server) -> None:
         [(status, echo)] = await server.send(LAST)

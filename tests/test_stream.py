@@ -193,6 +193,19 @@ def test_read_into_partial(detached: Detached) -> None:
     assert received == b"x" * 15
 
 
+def test_read_into_a_memoryview(detached: Detached) -> None:
+    buffer = bytearray(10)
+    future = detached.start("read_into", memoryview(buffer)[2:8])
+    detached.client.send(b"012")
+    detached.server.turn()
+    assert not future.done()
+    detached.client.send(b"345")
+    assert future.result(DEADLINE_S) == 6
+    assert buffer == b"\0\x00012345\0\0"
+    detached.client.send(b"rest")
+    assert detached.run("read_bytes", 4) == b"rest"
+
+
 def test_read_into_leaves_the_buffer_to_its_owner(detached: Detached) -> None:
     buffer = bytearray(4)
     future = detached.start("read_into", buffer)
@@ -300,6 +313,17 @@ def test_detaching_at_any_step_keeps_every_byte(serve: Serve, step: str) -> None
     stream = streams.get(timeout=DEADLINE_S)
     expected = b"bodyrest" if step == "on_headers" else b"rest"
     assert server.run(stream.read_bytes, len(expected)) == expected
+    server.run(stream.close)
+
+
+def test_detaching_a_connection_on_which_much_was_sent_ahead(serve: Serve) -> None:
+    streams: queue.Queue[TransportStream] = queue.Queue()
+    server = serve(Messages(on_headers=lambda m: streams.put(m.conn.detach())))
+    client = server.connect()
+    ahead = b"a" * 60_000
+    client.send(b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n" + ahead)
+    stream = streams.get(timeout=DEADLINE_S)
+    assert server.run(stream.read_bytes, len(ahead)) == ahead
     server.run(stream.close)
 
 

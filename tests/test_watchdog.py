@@ -6,6 +6,7 @@ import pytest
 
 APP = """
 import asyncio
+import threading
 import time
 
 import tornado.web
@@ -29,12 +30,31 @@ class Wait(tornado.web.RequestHandler):
         await asyncio.sleep(float(self.get_argument("s")))
         self.write("done")
 
+class Liar(Block):
+    @property
+    def request(self):
+        if in_the_watchdog():
+            raise ZeroDivisionError
+        return self._request
+
+    @request.setter
+    def request(self, request):
+        self._request = request
+
+def in_the_watchdog():
+    return threading.current_thread().name == "tornado_worker.watchdog"
+
 class Background(tornado.web.RequestHandler):
     def get(self):
         asyncio.get_running_loop().call_later(0.1, block_the_loop, 3)
 
 app = tornado.web.Application(
-    [("/block/(?:.*)", Block), ("/wait", Wait), ("/background", Background)]
+    [
+        ("/block/(?:.*)", Block),
+        ("/liar", Liar),
+        ("/wait", Wait),
+        ("/background", Background),
+    ]
 )
 """
 
@@ -64,6 +84,14 @@ def test_slow_handler_is_named_once_with_class_method_and_path(gunicorn, loop):
     server.wait_log(line.format("get", "GET", "a") + r", now at \S+app\.py:\d+ in block_the_loop;")
     server.wait_log(line.format("post", "POST", "b"))
     assert server.count_log("Slow handler") == 2
+
+
+def test_handler_that_fails_when_it_is_looked_at_is_not_the_end_of_watching(gunicorn):
+    server = gunicorn(APP, worker_class=None, config=config(0.2))
+    assert server.request("/liar?s=1").text == "done"
+    server.wait_log(r"\[ERROR\] Exception in the watchdog")
+    assert server.request("/block/a?s=1").text == "done"
+    server.wait_log("Slow handler")
 
 
 def test_handler_that_waits_is_not_slow(gunicorn):

@@ -115,6 +115,15 @@ def test_an_executor_in_place_of_threads(threads: Any) -> None:
     assert alive() == []
 
 
+def test_what_an_executor_refuses_does_not_wait(threads: Any) -> None:
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    executor.shutdown()
+    pool = threads(1, executor=executor)
+    with pytest.raises(RuntimeError):
+        pool.submit(lambda: None)
+    assert not pool.waiting
+
+
 def test_close_ends_threads_after_what_waits_and_a_task_starts_new_ones(threads: Any) -> None:
     pool = threads(2)
     done: list[int] = []

@@ -201,9 +201,14 @@ class AccessLog:
             )
         except ValueError:
             # A target that does not begin with SCRIPT_NAME.
-            environ = {"PATH_INFO": exchange.raw_target, "QUERY_STRING": ""}
-            environ["REMOTE_ADDR"] = address[0] if isinstance(address, tuple) else ""
-        environ["REQUEST_METHOD"], _, environ["SERVER_PROTOCOL"] = exchange.start_line
+            method, _, version = exchange.start_line
+            environ = {
+                "REQUEST_METHOD": method,
+                "PATH_INFO": exchange.raw_target,
+                "QUERY_STRING": "",
+                "SERVER_PROTOCOL": version,
+                "REMOTE_ADDR": address[0] if isinstance(address, tuple) else "",
+            }
         environ["RAW_URI"] = exchange.raw_target
         exchange.environ = environ
         return environ

@@ -101,9 +101,14 @@ def install_loader(worker_class: type) -> None:
 
 def _import_app(uri: str) -> Any:
     # Gunicorn's own function, with one name of its module changed: everything
-    # but the refusal stays as it is, in this and in later versions.
+    # but the refusal stays as it is.
+    original = util.import_app
     lenient = {**vars(util), "callable": lambda obj: True}
-    return types.FunctionType(util.import_app.__code__, lenient)(uri)
+    function = types.FunctionType(
+        original.__code__, lenient, None, original.__defaults__, original.__closure__
+    )
+    function.__kwdefaults__ = original.__kwdefaults__
+    return function(uri)
 
 
 def _is_module_uri(app: Any) -> bool:

@@ -206,9 +206,14 @@ class Connection(asyncio.Protocol):
         if self._held:
             self._linger()  # see there: unread input must not turn into a reset
             return
-        self.phase = Phase.CLOSING
-        self.since = self.loop.time()
-        self.transport.close()
+        self.close_written()
+
+    def close_written(self) -> None:
+        """Close after what is written has left, whatever of the input is unread."""
+        if self.transport is not None and self.phase < Phase.CLOSING:
+            self.phase = Phase.CLOSING
+            self.since = self.loop.time()
+            self.transport.close()
 
     def may_go(self, now: float, stall_timeout: float) -> bool:
         """Tell whether the peer has got all that was written, or takes nothing of the rest."""

@@ -119,14 +119,18 @@ class RequestConnection(httputil.HTTPConnection):
         self.body_timeout = timeout
 
     def close(self) -> None:
-        """Close the connection at once."""
-        self._conn.abort()
+        """Close the connection at once, unless another exchange has it by now."""
+        if self._conn.exchange in (self, None):
+            self._conn.abort()
 
     def detach(self) -> TransportStream:
         """Take the connection over, with the bytes that were read ahead.
 
         HTTP ends here: the stream is the caller's, to read, write and close.
+        Raises StreamClosedError when the connection is gone, or another exchange's.
         """
+        if self._conn.exchange not in (self, None):
+            raise StreamClosedError()
         owner, self._owner = self._owner, None
         stream = self._conn.detach(self, owner)
         self._close_callback = None

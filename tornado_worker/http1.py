@@ -228,11 +228,16 @@ class ServerConnection(Connection):
                 )
             exchange.delegate = delegate
             wait = delegate.headers_received(start_line, headers)
+            if server.conn_params.decompress:
+                # The application may have set it only now.
+                delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
         except Exception as e:
-            self._on_delegate_error(e)
+            self._on_delegate_error(e, exchange)
             return
         if wait is not None:
-            self._wait_for(wait, self._begin_body)
+            self._wait_for(exchange, wait, self._begin_body)
+        elif self._parser is not parser:
+            pass  # detached, or closed
         elif parser.protocol.is_complete and not parser.body:
             self._end_message()
         else:
@@ -277,20 +282,24 @@ class ServerConnection(Connection):
             try:
                 wait = exchange.delegate.data_received(chunk)
             except Exception as e:
-                self._on_delegate_error(e)
+                self._on_delegate_error(e, exchange)
                 return
             if wait is not None and not _has_succeeded(wait):
-                self._wait_for(wait, self._deliver)
+                self._wait_for(exchange, wait, self._deliver)
                 return
         if parser.protocol.is_complete:
             self._end_message()
         elif exchange.write_finished:
             self.end_early(exchange)
 
-    def _wait_for(self, awaitable: Awaitable[None], proceed: Callable[[], None]) -> None:
+    def _wait_for(
+        self,
+        exchange: RequestConnection,
+        awaitable: Awaitable[None],
+        proceed: Callable[[], None],
+    ) -> None:
         """Read no further until `awaitable` is done, then call `proceed`."""
         future = asyncio.ensure_future(awaitable)
-        exchange = self.exchange
         if self._held is None:
             self._held = b""
 
@@ -299,15 +308,10 @@ class ServerConnection(Connection):
                 error: BaseException | None = asyncio.CancelledError()
             else:
                 error = future.exception()
-            if self.exchange is not exchange or exchange is None:
-                # Over, detached or closed. Its error is still worth a line.
-                if error is not None and not isinstance(
-                    error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
-                ):
-                    app_log.error("Uncaught exception", exc_info=error)
-                return
             if error is not None:
-                self._on_delegate_error(error)
+                self._on_delegate_error(error, exchange)
+                return
+            if self.exchange is not exchange:
                 return
             self.since = self.loop.time()  # the client was not to blame until now
             parser = self._parser
@@ -348,7 +352,7 @@ class ServerConnection(Connection):
             try:
                 delegate.finish()
             except Exception as e:
-                self._on_delegate_error(e)
+                self._on_delegate_error(e, exchange)
                 return
         if exchange.write_finished:
             self.end_exchange(exchange)
@@ -399,7 +403,15 @@ class ServerConnection(Connection):
         gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
         self.fail(status, data=data)
 
-    def _on_delegate_error(self, error: BaseException) -> None:
+    def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
+        if self.exchange is not exchange or exchange.write_finished:
+            # Answered before it failed, detached or closed: no place for another
+            # answer. The error is still worth a line.
+            if not isinstance(
+                error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
+            ):
+                app_log.error("Uncaught exception", exc_info=error)
+            return
         if isinstance(error, httputil.HTTPInputError):
             self._refuse(400, str(error))
             return
@@ -451,9 +463,7 @@ class ServerConnection(Connection):
         if self.transport is None or self.phase >= Phase.LINGER:
             return
         if self.phase != Phase.IDLE or not self._held:  # else _next_message comes back here
-            self.phase = Phase.CLOSING
-            self.since = self.loop.time()
-            self.transport.close()
+            self.close_written()
 
     def _close_unless_detached(self) -> None:
         if self.phase != Phase.DETACHED:
@@ -498,16 +508,15 @@ class ServerConnection(Connection):
         elif not self.may_go(self.loop.time(), self.server.stall_timeout):
             self.since = self.loop.time()  # a slow reader: it gets the rest
         elif phase == Phase.LINGER and not self.transport.can_write_eof():
-            self.phase = Phase.CLOSING
-            self.since = self.loop.time()
-            self.transport.close()  # over TLS the peer has not been told of the end
+            self.close_written()  # over TLS the peer has not been told of the end
         else:
             self.abort()
 
     def cut(self) -> bool:
         """End now: 503 to a request without an answer (True), else abort (False)."""
         exchange = self.exchange
-        if exchange is not None and exchange.status == 0:
+        answered = exchange is not None and exchange.status != 0
+        if not answered and self.transport is not None and not self.transport.is_closing():
             self.fail(503, _RETRY_AFTER)
             return True
         self.abort()

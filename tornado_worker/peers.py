@@ -121,9 +121,9 @@ class Peers:
         """The arbiter has changed its number, for an operator or for a worker's request."""
         fields = self._fields
         fields[_PRESENT] = new
-        if new == old + 1 and fields[_ADDING]:
+        if new == old + 1 and self.is_announced(1):
             fields[_ADDING] = 0
-        elif new == old - 1 and fields[_REMOVING]:
+        elif new == old - 1 and self.is_announced(-1):
             fields[_REMOVING] = 0
         else:
             fields[_WANTED] = max(min(new, 1), fields[_WANTED] + new - old)
@@ -138,17 +138,19 @@ class Peers:
     def present(self) -> int:
         return self._fields[_PRESENT]
 
-    def announce(self, change: int) -> None:
-        """Note that the arbiter is about to get a request for one worker more (1) or less (-1)."""
-        self._fields[_ADDING if change > 0 else _REMOVING] = _milliseconds()
+    def announce(self, change: int, valid_s: float) -> None:
+        """Note that the arbiter is about to get a request for one worker more (1) or less (-1).
 
-    def is_announced(self, within_s: float, changes: tuple[int, ...] = (1, -1)) -> bool:
-        """Tell whether such a request is on its way, made no longer ago than `within_s`."""
-        for change in changes:
-            at = self._fields[_ADDING if change > 0 else _REMOVING]
-            if at and _milliseconds() - at < within_s * 1000:
-                return True
-        return False
+        One that it has not heeded after `valid_s` seconds is lost: what happens
+        from then on is an operator's doing.
+        """
+        until = _milliseconds() + int(valid_s * 1000)
+        self._fields[_ADDING if change > 0 else _REMOVING] = until
+
+    def is_announced(self, *changes: int) -> bool:
+        """Tell whether such a request is on its way: any of these."""
+        now = _milliseconds()
+        return any(self._fields[_ADDING if change > 0 else _REMOVING] > now for change in changes)
 
     def try_lock(self) -> bool:
         """Take the one lock of this table if it is free; it ends with the process at the latest."""

@@ -109,3 +109,7 @@ class ProxiedConnection(ServerConnection):
             self._refuse(403, "PROXY protocol header from a peer not in proxy_allow_ips")
         elif rest := data[length:]:
             super().data_received(rest)
+        else:
+            # Of a request nothing has come: as idle as a connection without a header.
+            self.phase = Phase.NEW
+            self.since = self.loop.time()

@@ -82,7 +82,7 @@ class Recycler:
                 break
             await asyncio.sleep(_POLL_S)
         self._row.state = State.RETIRING
-        if not peers.is_announced(self._signal_max_s, (1,)):
+        if not peers.is_announced(1):
             self._ask(-1)
         return replaced
 
@@ -94,12 +94,12 @@ class Recycler:
         if (
             not (seen_wrong and self._seen_wrong)
             or self._recycling
-            or peers.is_announced(self._signal_max_s)
+            or peers.is_announced(1, -1)
             or not peers.try_lock()
         ):
             return
         try:
-            if peers.present != peers.wanted and not peers.is_announced(self._signal_max_s):
+            if peers.present != peers.wanted and not peers.is_announced(1, -1):
                 self._ask(1 if peers.present < peers.wanted else -1)
         finally:
             peers.unlock()
@@ -111,7 +111,7 @@ class Recycler:
         try:
             os.kill(self._arbiter_pid, 0)
             # Before the signal, for the arbiter may be faster than this process.
-            self._peers.announce(change)
+            self._peers.announce(change, self._signal_max_s)
             os.kill(self._arbiter_pid, signal.SIGTTIN if change > 0 else signal.SIGTTOU)
         except OSError:
             return False  # the setting `user` took the right to, or it has just died

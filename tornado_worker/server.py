@@ -512,8 +512,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._cancel_handshakes()
         refused = aborted = 0
         for conn in list(self._connections):
-            if conn.exchange is None:
-                conn.abort()
+            if conn.exchange is None and conn.phase != Phase.HEAD:
+                conn.abort()  # nobody waits for anything
             elif conn.cut():
                 refused += 1
             else:

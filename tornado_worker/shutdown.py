@@ -27,7 +27,14 @@ async def finish_loop(deadline: float) -> list[str]:
     closed, otherwise closing it would block.
     """
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_ignore_cancellation)
+    handler = loop.get_exception_handler() or type(loop).default_exception_handler
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Tornado 6.5 raises what a cancelled handler raised again, in a callback.
+        if not isinstance(context.get("exception"), asyncio.CancelledError):
+            handler(loop, context)
+
+    loop.set_exception_handler(handle)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -51,12 +58,6 @@ async def finish_loop(deadline: float) -> list[str]:
         if await _wait([asyncio.ensure_future(coroutine)], deadline):
             left.append(what)
     return left
-
-
-def _ignore_cancellation(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Tornado 6.5 raises what a cancelled handler raised again, in a callback.
-    if not isinstance(context.get("exception"), asyncio.CancelledError):
-        loop.default_exception_handler(context)
 
 
 async def _wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -> set[asyncio.Task[Any]]:

@@ -83,8 +83,7 @@ class ConnectionView:
 
     def close(self, exc_info: Any = False) -> None:
         """Close the connection; what was written before still leaves."""
-        if self._conn.transport is not None:
-            self._conn.transport.close()
+        self._conn.close_written()
 
     def set_nodelay(self, value: bool) -> None:
         transport = self._conn.transport
@@ -185,6 +184,8 @@ class TransportStream(IOStream):
     def data_received(self, data: bytes) -> None:
         if self._user_read_buffer:
             data = self._fill_user_buffer(data)
+            if not data:
+                return  # what was given may be a memoryview, to which nothing can be added
         self._read_buffer += data
         self._read_buffer_size += len(data)
         if self._read_future is None:

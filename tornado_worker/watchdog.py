@@ -75,12 +75,17 @@ class Watchdog:
             time.sleep(interval)
             while not self._alive:
                 blocked = time.monotonic() - asked
-                if blocked >= self._slow_s and not said_slow:
-                    said_slow = True
-                    self._name_handler(blocked)
-                if blocked >= self._stuck_s and not said_stuck:
-                    said_stuck = True
-                    self._log_stack(blocked)
+                try:
+                    if blocked >= self._slow_s and not said_slow:
+                        said_slow = True
+                        self._name_handler(blocked)
+                    if blocked >= self._stuck_s and not said_stuck:
+                        said_stuck = True
+                        self._log_stack(blocked)
+                except Exception:
+                    # Broad: handlers and loggers are the user's, and what they
+                    # raise must not be the end of watching.
+                    self._log.exception("Exception in the watchdog")
                 time.sleep(interval)
 
     def _on_turn(self) -> None:

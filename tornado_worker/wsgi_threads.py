@@ -48,7 +48,11 @@ class Threads:
         crew = self._crew
         crew.waiting[task] = None
         if self._executor is not None:
-            self._executor.submit(crew.run_next)
+            try:
+                self._executor.submit(crew.run_next)
+            except BaseException:
+                del crew.waiting[task]  # it was shut down, say
+                raise
         elif not self._started:
             self._start()
         elif not crew.waking:
