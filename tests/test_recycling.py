@@ -8,7 +8,7 @@ import time
 
 from gunicorn_process import wait_until
 from long_lived import Results, keep_requesting, request
-from tornado_worker.peers import State
+from tornado_worker.siblings import State
 
 APP = """
 import asyncio
@@ -204,8 +204,8 @@ def test_workers_see_each_other(gunicorn):
 
         class Status(tornado.web.RequestHandler):
             def get(self):
-                peers = self.settings["worker"].peers
-                self.write(json.dumps([peer._asdict() for peer in peers]))
+                siblings = self.settings["worker"].siblings
+                self.write(json.dumps([sibling._asdict() for sibling in siblings]))
 
         app = tornado.web.Application([("/", Status)])
         """,
@@ -220,12 +220,12 @@ def test_workers_see_each_other(gunicorn):
     def statuses():
         return json.loads(server.request("/").text)
 
-    wait_until(lambda: [peer["state"] for peer in statuses()] == [State.SERVING] * 2)
+    wait_until(lambda: [sibling["state"] for sibling in statuses()] == [State.SERVING] * 2)
     seen = statuses()
-    assert [peer["pid"] for peer in seen] == pids
-    assert [peer["age"] for peer in seen] == [1, 2]
-    assert all(peer["beat"] < 30 for peer in seen)
-    assert sum(peer["load"] for peer in seen) >= 1
+    assert [sibling["pid"] for sibling in seen] == pids
+    assert [sibling["age"] for sibling in seen] == [1, 2]
+    assert all(sibling["beat"] < 30 for sibling in seen)
+    assert sum(sibling["load"] for sibling in seen) >= 1
 
 
 def test_worker_that_may_not_signal_the_arbiter_leaves_first(gunicorn):
@@ -259,12 +259,12 @@ def test_without_shared_memory_a_worker_leaves_first(gunicorn):
         APP,
         args=["--max-requests", "5", "--workers", "2"],
         config="""
-        from tornado_worker import peers
+        from tornado_worker import siblings
 
         def unavailable(self):
             raise OSError("no shared memory")
 
-        peers.Peers.__init__ = unavailable
+        siblings.Siblings.__init__ = unavailable
         """,
     )
     first = set(server.wait_workers(2))

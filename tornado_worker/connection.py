@@ -142,6 +142,11 @@ class Connection(asyncio.Protocol):
         self._drain_waiters.append(future)
         return future
 
+    def can_send_files(self) -> bool:
+        """Tell whether the kernel can take a file's bytes: not with TLS in between."""
+        transport = self.transport
+        return transport is not None and bool(transport.can_write_eof())
+
     async def drain(self) -> None:
         """Return when the kernel has everything that was written."""
         self.transport.set_write_buffer_limits(high=0)

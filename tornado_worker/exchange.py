@@ -173,7 +173,7 @@ class RequestConnection(httputil.HTTPConnection):
         body = self._format_chunk(chunk)
         if len(body) <= _JOIN_MAX:
             return conn.write(data + body)
-        conn.transport.write(data)
+        conn.write(data)
         return conn.write(body)
 
     def _format_head(
@@ -263,7 +263,7 @@ class RequestConnection(httputil.HTTPConnection):
         response, or when `file` is not a real file.
         """
         conn = self._conn
-        if self._chunked or not conn.takes_response(self) or not conn.transport.can_write_eof():
+        if self._chunked or not conn.takes_response(self) or not conn.can_send_files():
             return None
         try:
             fd = file.fileno()
@@ -291,7 +291,7 @@ class RequestConnection(httputil.HTTPConnection):
             conn.abort()
             raise httputil.HTTPOutputError("response finished before its headers were written")
         if self._chunked:
-            conn.transport.write(b"0\r\n\r\n")
+            conn.write(b"0\r\n\r\n")
         self.write_finished = True
         self._close_callback = None
         if self.read_finished:

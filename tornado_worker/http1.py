@@ -14,10 +14,8 @@ used yet wait, unparsed, in `_held`.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tornado import httputil
 from tornado.http1connection import _GzipMessageDelegate
@@ -25,15 +23,17 @@ from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
 from tornado_worker.connection import Connection, Phase
+from tornado_worker.context import PolicyError
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.fields import request_headers
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
+from tornado_worker.target import split_target
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
 
-__all__ = ["PolicyError", "ServerConnection"]
+__all__ = ["ServerConnection"]
 
 _ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
@@ -54,17 +54,6 @@ _ERROR_RESPONSES = {
 _RETRY_AFTER = b"Retry-After: 1\r\n"
 
 _VERSIONS = {(1, 1): "HTTP/1.1", (1, 0): "HTTP/1.0"}
-# RFC 9110 section 4.2: a host is required, user information is an error.
-_ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]+)([/?].*)?", re.ASCII)
-_AUTHORITY_FORM = re.compile(r"[^/?#@]+:[0-9]+", re.ASCII)
-
-
-class PolicyError(Exception):
-    """A peer said about itself what it may not, or not so; `status` answers it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class ServerConnection(Connection):
@@ -192,19 +181,14 @@ class ServerConnection(Connection):
         exchange.raw_target = target
         method = message.method.decode("ascii")
         if target[:1] != "/" or method == "CONNECT":
-            absolute = _ABSOLUTE_FORM.fullmatch(target)
-            if method == "CONNECT":
-                valid = _AUTHORITY_FORM.fullmatch(target) is not None
-            else:
-                valid = target == "*" or (absolute is not None and _is_authority(absolute[1]))
-            if not valid:
-                self._refuse(400, f"Malformed HTTP request line: invalid target {target[:100]!r}")
+            try:
+                authority, target = split_target(method, target)
+            except ValueError as e:
+                self._refuse(400, f"Malformed HTTP request line: {e}")
                 return
-            if absolute is not None:
-                # RFC 9112 section 3.2.2: the target's authority replaces Host.
-                headers["Host"], target = absolute[1], absolute[2] or ""
-                if target[:1] != "/":
-                    target = "/" + target
+            if authority is not None:
+                # RFC 9112 section 3.2.2: it replaces Host.
+                headers["Host"] = authority
         version = _VERSIONS.get(message.http_version) or "HTTP/{}.{}".format(*message.http_version)
         start_line = httputil.RequestStartLine(method, target, version)
         exchange.start_line = start_line
@@ -572,15 +556,6 @@ class ServerConnection(Connection):
             observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
         return stream
-
-
-def _is_authority(text: str) -> bool:
-    """Tell whether urlsplit, which frameworks and Gunicorn use, can read it: `[::1` it cannot."""
-    try:
-        urlsplit("//" + text)
-    except ValueError:
-        return False
-    return True
 
 
 def _has_succeeded(awaitable: Awaitable[None]) -> bool:

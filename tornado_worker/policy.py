@@ -18,12 +18,12 @@ from gunicorn.http.errors import (
 )
 from gunicorn.http.message import HeaderPolicy, _ip_in_allow_list
 
-from tornado_worker.http1 import PolicyError
+from tornado_worker.context import PolicyError
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
 
-    from tornado_worker.server import ConnectionContext
+    from tornado_worker.context import ConnectionContext
 
 __all__ = ["GunicornPolicy"]
 

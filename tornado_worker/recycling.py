@@ -18,7 +18,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tornado_worker.peers import Peers, Row, State
+from tornado_worker.siblings import Row, Siblings, State
 
 __all__ = ["Generation", "Recycler"]
 
@@ -34,17 +34,17 @@ class Generation:
     A reload makes a new configuration and so a new generation.
     """
 
-    def __init__(self, peers: Peers, cfg: Any, first_age: int) -> None:
+    def __init__(self, siblings: Siblings, cfg: Any, first_age: int) -> None:
         self.cfg = cfg
-        self._peers = peers
+        self._siblings = siblings
         # Older than all of its generation, and still younger than the one
         # before: a reload waits for workers up to that age, and for no others.
         self.retiring_age = first_age - 0.5
-        peers.on_reset(cfg.workers)
+        siblings.on_reset(cfg.workers)
         hook = cfg.nworkers_changed
 
         def nworkers_changed(server: Any, new: int, old: int) -> None:
-            self._peers.on_changed(new, old)
+            self._siblings.on_changed(new, old)
             hook(server, new, old)
 
         cfg.set("nworkers_changed", nworkers_changed)
@@ -55,7 +55,7 @@ class Recycler:
 
     def __init__(self, row: Row, arbiter_pid: int, graceful_timeout: float) -> None:
         self._row = row
-        self._peers = row.peers
+        self._siblings = row.siblings
         self._arbiter_pid = arbiter_pid
         self._signal_max_s = graceful_timeout + _SIGNAL_MAX_S
         self._recycling = False
@@ -68,8 +68,8 @@ class Recycler:
         no other worker of this arbiter is being replaced or, having been, is still
         there. `on_asked` is called after that.
         """
-        peers = self._peers
-        while not peers.try_lock():  # noqa: ASYNC110 - other processes send no events
+        siblings = self._siblings
+        while not siblings.try_lock():  # noqa: ASYNC110 - other processes send no events
             await asyncio.sleep(_POLL_S)
         # Kept until this process ends: only then may the next one begin.
         self._recycling = True
@@ -77,32 +77,32 @@ class Recycler:
         deadline = asyncio.get_running_loop().time() + timeout
         if not self._ask(1):
             return True
-        while not (replaced := peers.serving_others(self._row) >= peers.wanted):
+        while not (replaced := siblings.serving_others(self._row) >= siblings.wanted):
             if asyncio.get_running_loop().time() >= deadline:
                 break
             await asyncio.sleep(_POLL_S)
         self._row.state = State.RETIRING
-        if not peers.is_announced(1):
+        if not siblings.is_announced(1):
             self._ask(-1)
         return replaced
 
     def check(self) -> None:
         """Put the arbiter's number of workers right. Call about once a second."""
-        peers = self._peers
+        siblings = self._siblings
         # Twice in a row, for the arbiter may be changing one after the other.
-        seen_wrong, self._seen_wrong = self._seen_wrong, peers.present != peers.wanted
+        seen_wrong, self._seen_wrong = self._seen_wrong, siblings.present != siblings.wanted
         if (
             not (seen_wrong and self._seen_wrong)
             or self._recycling
-            or peers.is_announced(1, -1)
-            or not peers.try_lock()
+            or siblings.is_announced(1, -1)
+            or not siblings.try_lock()
         ):
             return
         try:
-            if peers.present != peers.wanted and not peers.is_announced(1, -1):
-                self._ask(1 if peers.present < peers.wanted else -1)
+            if siblings.present != siblings.wanted and not siblings.is_announced(1, -1):
+                self._ask(1 if siblings.present < siblings.wanted else -1)
         finally:
-            peers.unlock()
+            siblings.unlock()
 
     def _ask(self, change: int) -> bool:
         """Ask the arbiter for one worker more (1) or less (-1); tell whether that is possible."""
@@ -111,7 +111,7 @@ class Recycler:
         try:
             os.kill(self._arbiter_pid, 0)
             # Before the signal, for the arbiter may be faster than this process.
-            self._peers.announce(change, self._signal_max_s)
+            self._siblings.announce(change, self._signal_max_s)
             os.kill(self._arbiter_pid, signal.SIGTTIN if change > 0 else signal.SIGTTOU)
         except OSError:
             return False  # the setting `user` took the right to, or it has just died

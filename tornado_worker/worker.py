@@ -40,13 +40,13 @@ from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
-from tornado_worker.peers import Peer, Peers, Row, Share, State
 from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
 from tornado_worker.settings import check_server_options, loop_factory, server_arguments
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
+from tornado_worker.siblings import Row, Share, Sibling, Siblings, State
 from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
 from tornado_worker.stream import TransportStream
 from tornado_worker.watchdog import Watchdog
@@ -82,7 +82,7 @@ class TornadoWorker(SignalHandlers):
     SLOW_HANDLER: ClassVar[float] = 1.0
 
     # Of the arbiter: shared with all workers, and the latest configuration's.
-    _peers: ClassVar[Peers | None] = None
+    _siblings: ClassVar[Siblings | None] = None
     _generation: ClassVar[Generation | None] = None
 
     server: HTTPServer
@@ -114,22 +114,22 @@ class TornadoWorker(SignalHandlers):
         """Give this worker, not forked yet, its place among those of the arbiter."""
         # In this class, for subclasses to share.
         try:
-            peers = TornadoWorker._peers = TornadoWorker._peers or Peers()
+            siblings = TornadoWorker._siblings = TornadoWorker._siblings or Siblings()
         except OSError as error:
             self.log.debug("no shared memory for the workers: %s", error)
             return None
         generation = self._generation
         if generation is None or generation.cfg is not self.cfg:
-            TornadoWorker._generation = Generation(peers, self.cfg, self._age)
-        return peers.admit(self, self._age)
+            TornadoWorker._generation = Generation(siblings, self.cfg, self._age)
+        return siblings.admit(self, self._age)
 
     @property
-    def peers(self) -> list[Peer]:
+    def siblings(self) -> list[Sibling]:
         """All workers of this master that there are, this one among them, oldest first.
 
         For a status page: the hook `post_worker_init` can hand the worker to the application.
         """
-        return [] if self._row is None else self._row.peers.list()
+        return [] if self._row is None else self._row.siblings.list()
 
     @property
     def age(self) -> float:

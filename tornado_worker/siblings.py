@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Peer", "Peers", "Row", "Share", "State"]
+__all__ = ["Row", "Share", "Sibling", "Siblings", "State"]
 
 # Every field is an aligned 64-bit integer, which is read and written in one piece.
 _FIELD_BYTES = 8
@@ -50,7 +50,7 @@ class State:
     DRAINING = 4  #: leaving for any other reason
 
 
-class Peer(NamedTuple):
+class Sibling(NamedTuple):
     """One worker, as others see it. `beat`: seconds since its loop last turned."""
 
     pid: int
@@ -65,7 +65,7 @@ def _milliseconds() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-class Peers:
+class Siblings:
     """The table: a heading about the number of workers, and one row for each.
 
     The heading holds what the arbiter counts: `wanted`, the workers that the
@@ -189,16 +189,16 @@ class Peers:
                 count += 1
         return (total / count if count else 0.0), count
 
-    def list(self) -> list[Peer]:
+    def list(self) -> list[Sibling]:
         """Return all workers there are, oldest first: for a status page."""
         now = _milliseconds()
-        peers = []
+        siblings = []
         for start in self._starts():
             row = self._fields[start : start + _ROW_FIELDS]
             if row[_STATE] != State.FREE:
                 beat = (now - row[_BEAT]) / 1000
-                peers.append(Peer._make([*row[:_BEAT], beat]))
-        return sorted(peers, key=lambda peer: peer.age)
+                siblings.append(Sibling._make([*row[:_BEAT], beat]))
+        return sorted(siblings, key=lambda sibling: sibling.age)
 
     def _starts(self) -> range:
         end = (1 + self._fields[_ROWS_USED]) * _ROW_FIELDS
@@ -208,11 +208,11 @@ class Peers:
 class Row:
     """One worker's row."""
 
-    __slots__ = ("_fields", "peers", "start")
+    __slots__ = ("_fields", "siblings", "start")
 
-    def __init__(self, peers: Peers, number: int) -> None:
-        self.peers = peers
-        self._fields = peers._fields
+    def __init__(self, siblings: Siblings, number: int) -> None:
+        self.siblings = siblings
+        self._fields = siblings._fields
         self.start = number * _ROW_FIELDS
 
     def clear(self, age: int) -> None:
@@ -250,7 +250,7 @@ class Share:
         self._count = count
 
     def allowance(self) -> int:
-        mean, workers = self._row.peers.mean_load()
+        mean, workers = self._row.siblings.mean_load()
         if workers <= 1:
             return _BATCH_ALONE
         return max(0, min(_BATCH_MAX, int(mean * _BEYOND_MEAN + _BEYOND_FEW - self._count())))
