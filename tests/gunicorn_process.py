@@ -9,6 +9,7 @@ of the worker's insides: tests see the wire, the log and the process table.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import re
@@ -18,6 +19,7 @@ import ssl
 import subprocess
 import sys
 import sysconfig
+import termios
 import textwrap
 import threading
 import time
@@ -255,6 +257,7 @@ class GunicornProcess:
 
     def count_log(self, pattern: str, *, since: int = 0) -> int:
         """Count the lines so far in which `pattern` is found."""
+        self._read_all()
         with self._arrived:
             return sum(bool(re.search(pattern, line)) for _, line in self._lines[since:])
 
@@ -383,7 +386,24 @@ class GunicornProcess:
                 self._arrived.notify_all()
         pipe.close()
 
+    def _read_all(self) -> None:
+        """Return when what has been written to the log so far has been read."""
+        process = self._started()
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            waiting = 0
+            for pipe in (process.stdout, process.stderr):
+                with contextlib.suppress(OSError, ValueError):  # closed at its end
+                    waiting += int.from_bytes(
+                        fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder
+                    )
+            time.sleep(0.01)  # what the threads have taken out, they keep now
+            if not waiting:
+                return
+
     def _text(self, names: tuple[str, ...]) -> str:
+        if self._process is not None:
+            self._read_all()
         with self._arrived:
             return "".join(line for name, line in self._lines if name in names)
 

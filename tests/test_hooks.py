@@ -149,6 +149,28 @@ def test_worker_int_and_worker_abort_run_in_the_worker(gunicorn: Start) -> None:
 
 # -- requests ------------------------------------------------------------------
 
+
+def test_header_that_a_hook_may_not_set_costs_no_other(gunicorn):
+    config = """
+        def pre_request(worker, req):
+            req.headers.insert(0, ("X-START", 1.5))
+        """
+    server = gunicorn(
+        """
+        import tornado.web
+
+        class Fields(tornado.web.RequestHandler):
+            def get(self):
+                self.write(self.request.headers.get("X-In", "lost"))
+
+        app = tornado.web.Application([("/", Fields)])
+        """,
+        config=config,
+    )
+    assert server.request("/", headers={"X-In": "here"}).text == "here"
+    assert server.count_log("Exception in pre_request hook") == 1
+
+
 REQUESTS = """
     import json, time
 

@@ -212,6 +212,29 @@ def test_interim_response_precedes_the_final_one(serve: Serve) -> None:
         client.expect(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
 
+def test_interim_response_is_not_for_http_1_0(serve: Serve) -> None:
+    def answer(message: Message) -> None:
+        line = httputil.ResponseStartLine("", 103, "Early Hints")
+        assert message.conn.write_headers(line, httputil.HTTPHeaders()).done()
+        message.respond(b"hi")
+
+    client = serve(Messages(on_finish=answer)).connect()
+    client.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert client.receive_all() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+def test_no_content_has_no_length(serve: Serve) -> None:
+    def answer(message: Message) -> None:
+        line = httputil.ResponseStartLine("", 204, "No Content")
+        message.conn.write_headers(line, httputil.HTTPHeaders({"Content-Length": "5"}))
+        message.conn.finish()
+
+    client = serve(Messages(on_finish=answer)).connect()
+    client.send(GET * 2)
+    for _ in range(2):
+        client.expect(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
 def test_switching_protocols_without_detaching_closes(serve: Serve) -> None:
     def answer(message: Message) -> None:
         line = httputil.ResponseStartLine("", 101, "Switching Protocols")

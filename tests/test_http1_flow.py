@@ -86,6 +86,64 @@ def test_slow_consumer_of_an_upload_stops_the_client(serve: Serve, options: dict
     assert client.response().body == str(TOTAL).encode()
 
 
+class Sizes(Message):
+    """Notes the pieces of its body and answers with their sum."""
+
+    def __init__(self, conn: Any) -> None:
+        super().__init__(conn)
+        self.sizes: list[int] = []
+
+    def data_received(self, chunk: bytes) -> None:
+        self.sizes.append(len(chunk))
+
+    def finish(self) -> None:
+        self.respond(str(sum(self.sizes)).encode())
+
+
+class EverySize(httputil.HTTPServerConnectionDelegate):
+    def __init__(self) -> None:
+        self.messages: list[Sizes] = []
+
+    def start_request(self, server_conn: object, conn: Any) -> Sizes:
+        self.messages.append(Sizes(conn))
+        return self.messages[-1]
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"%x\r\n%b\r\n" % (100_000, b"c" * 100_000)
+
+
+@pytest.mark.parametrize("over", ["plain", "tls"])
+@pytest.mark.parametrize(
+    "upload", [post(TOTAL) + b"u" * TOTAL, CHUNKED + CHUNK * 40 + b"0\r\n\r\n"], ids=len
+)
+def test_long_bodies_arrive_in_pieces_and_requests_behind_them_are_served(
+    serve: Serve, tls: TLSFiles, upload: bytes, over: str
+) -> None:
+    app = EverySize()
+    options = {"ssl_options": tls.server_context(), "client_tls": tls.client_context()}
+    server = serve(app, **(options if over == "tls" else {}))
+    client = server.connect()
+    small = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    client.send_and_receive((upload + small) * 2)
+    for _ in range(2):
+        assert int(client.response().body) in (TOTAL, 4_000_000)
+        assert client.response().body == b"0"
+    client.send(small)
+    assert client.response().body == b"0"
+    assert any(len(message.sizes) > 20 for message in app.messages)
+
+
+def test_client_that_leaves_in_the_middle_of_a_long_body_is_noticed(serve: Serve) -> None:
+    app = Messages()
+    server = serve(app)
+    client = server.connect()
+    client.send(post(TOTAL) + b"u" * (TOTAL - 1))
+    eventually(lambda: len(app.messages[0].body) == TOTAL - 1)
+    client.close()
+    eventually(lambda: app.messages[0].closed)
+
+
 def test_body_nobody_asked_for_yet_stops_the_client(serve: Serve, options: dict[str, Any]) -> None:
     wanted = asyncio.Event()
 

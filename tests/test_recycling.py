@@ -156,6 +156,14 @@ def test_number_of_workers_is_put_right_when_a_worker_dies_while_it_is_replaced(
     assert pid not in wait_settled(server, 1)
 
 
+def test_operator_starts_from_no_workers_at_all(gunicorn):
+    server = gunicorn(APP, args=["--workers", "0"])
+    for number in range(3):
+        server.signal(signal.SIGTTIN)
+        wait_settled(server, number + 1)
+    assert server.count_log("Handling signal: ttou") == 0
+
+
 def test_reload_while_a_worker_is_replaced_keeps_the_number_of_workers(gunicorn):
     server = gunicorn(APP, args=["--max-requests", "30", "--workers", "2"])
     server.wait_workers(2)

@@ -286,6 +286,22 @@ def test_tls_connections_are_drained(serve: Serve, tls: TLSFiles) -> None:
     drained.result(DEADLINE_S)
 
 
+@pytest.mark.usefixtures("no_grace")
+def test_empty_line_behind_a_body_leaves_a_connection_idle(serve: Serve) -> None:
+    made = serve(Messages())
+    client = made.connect()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab")
+    assert client.response().status == 200
+    client.send(b"\r\n")
+    made.turn()
+    client.send(GET)
+    assert client.response().status == 200
+    client.send(b"\r\n")
+    made.turn()
+    begin_drain(made).result(DEADLINE_S)
+    client.expect_close()
+
+
 # -- the end -------------------------------------------------------------------
 
 

@@ -973,3 +973,60 @@ def test_early_hints_are_checked_and_not_sent_to_http_1_0(serve_wsgi: ServeWSGI)
     serve_wsgi.logs.expect(ERROR % "ValueError: invalid value of header 'Link': .*")
     client.send(b"GET / HTTP/1.0\r\n\r\n")
     assert client.response().status == 200
+
+
+# -- what applications should not do -------------------------------------------
+
+
+def test_an_exception_that_is_its_own_cause_is_logged(serve_wsgi: ServeWSGI) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        try:
+            raise KeyError("a")
+        except KeyError as error:
+            raise error from error
+
+    client = serve_wsgi(app, validate=False).connect()
+    assert client.get().status == 500
+    assert client.get().status == 500
+    serve_wsgi.logs.expect(*2 * [ERROR % "KeyError: 'a'"])
+
+
+def test_writing_in_close_is_an_error_and_harms_nothing(serve_wsgi: ServeWSGI) -> None:
+    class Body(list[bytes]):
+        def close(self) -> None:
+            self.write(b"x" * 1_000_000)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = Body([b"Hello"])
+        body.write = start_response("200 OK", TEXT)
+        return body
+
+    client = serve_wsgi(app, validate=False).connect()
+    for _ in range(2):
+        assert client.get().body == b"Hello"
+    error = ERROR % r"AssertionError: write\(\) after the end of the response"
+    serve_wsgi.logs.expect(error, error)
+
+
+def test_closing_wsgi_errors_closes_nothing(
+    serve_wsgi: ServeWSGI, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.errors"].close()
+        environ["wsgi.errors"].writelines(["still there"])
+        return hello(environ, start_response)
+
+    client = serve_wsgi(app, validate=False).connect()
+    for _ in range(2):
+        assert client.get().body == b"Hello"
+    assert capfd.readouterr().err == 2 * "still there"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux has such files")
+def test_file_that_does_not_know_its_size_is_sent(serve_wsgi: ServeWSGI) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        return environ["wsgi.file_wrapper"](open("/proc/self/status", "rb"))
+
+    response = serve_wsgi(app, validate=False).connect().get()
+    assert response.body.startswith(b"Name:")

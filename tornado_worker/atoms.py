@@ -33,12 +33,20 @@ def _date() -> str:
 
 
 def _escape(value: str) -> str:
-    if '"' in value:
-        value = value.replace('"', '\\"')
     if not value.isprintable():
         # Unlike Gunicorn's: %0A in a path must not begin a line of the log.
         value = value.encode("unicode_escape").decode("ascii")
+    if '"' in value:  # last, for the other would escape the backslash
+        value = value.replace('"', '\\"')
     return value
+
+
+_FROM_ENVIRON = {
+    "h": ["REMOTE_ADDR"],
+    "r": ["REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL"],
+    "f": ["HTTP_REFERER"],
+    "a": ["HTTP_USER_AGENT"],
+}
 
 
 class Atoms(dict[str, Any]):
@@ -67,24 +75,26 @@ class Atoms(dict[str, Any]):
         self._whole = False
         # The usual ones at once: 3 us instead of 9 through __missing__. Also,
         # logging takes a mapping for the arguments only if it is not empty.
-        method, _, version = exchange.start_line
         headers = exchange.headers
         environ_ = exchange.environ
-        if environ_ is None:
-            address = exchange.context.address
-            self["h"] = address[0] if type(address) is tuple else str(address)
-        else:
-            self["h"] = environ_.get("REMOTE_ADDR", "-")
         self["l"] = "-"
         self["t"] = _date()
         self["s"] = str(status)
         self["b"] = str(exchange.body_sent)
-        line = f"{method} {exchange.raw_target} {version}"
-        self["r"] = line.replace('"', '\\"') if '"' in line else line
-        values = field_values(headers, "Referer")
-        self["f"] = _escape(",".join(values)) if values else "-"
-        values = field_values(headers, "User-Agent")
-        self["a"] = _escape(",".join(values)) if values else "-"
+        if environ_ is None:
+            address = exchange.context.address
+            self["h"] = address[0] if type(address) is tuple else str(address)
+            method, _, version = exchange.start_line
+            line = f"{method} {exchange.raw_target} {version}"
+            self["r"] = line.replace('"', '\\"') if '"' in line else line
+            values = field_values(headers, "Referer")
+            self["f"] = _escape(",".join(values)) if values else "-"
+            values = field_values(headers, "User-Agent")
+            self["a"] = _escape(",".join(values)) if values else "-"
+        else:
+            # What the application has made of it, as with Gunicorn's own workers.
+            for name, keys in _FROM_ENVIRON.items():
+                self[name] = _escape(" ".join([str(environ_.get(key, "-")) for key in keys]))
         if not field_values(headers, "Authorization"):
             self["u"] = "-"
 
@@ -165,6 +175,16 @@ def _user(exchange: Exchange, atoms: Atoms) -> Any:
     return atoms._log._get_user({"HTTP_AUTHORIZATION": value})
 
 
+def _method(exchange: Exchange, atoms: Atoms) -> Any:
+    environ = exchange.environ
+    return exchange.start_line[0] if environ is None else environ.get("REQUEST_METHOD")
+
+
+def _version(exchange: Exchange, atoms: Atoms) -> Any:
+    environ = exchange.environ
+    return exchange.start_line[2] if environ is None else environ.get("SERVER_PROTOCOL")
+
+
 def _path(exchange: Exchange, atoms: Atoms) -> Any:
     if exchange.environ is not None:
         return exchange.environ.get("PATH_INFO")
@@ -181,10 +201,10 @@ def _query(exchange: Exchange, atoms: Atoms) -> Any:
 # What Gunicorn's Logger.atoms says, one by one, beside what is always made.
 _ATOMS: dict[str, Callable[[Exchange, Atoms], Any]] = {
     "u": _user,
-    "m": lambda exchange, atoms: exchange.start_line[0],
+    "m": _method,
     "U": _path,
     "q": _query,
-    "H": lambda exchange, atoms: exchange.start_line[2],
+    "H": _version,
     "B": lambda exchange, atoms: exchange.body_sent,
     "T": lambda exchange, atoms: int(atoms._seconds),
     "D": lambda exchange, atoms: int(atoms._seconds * 1e6),

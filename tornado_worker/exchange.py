@@ -184,6 +184,8 @@ class RequestConnection(httputil.HTTPConnection):
         length = headers.get("Content-Length")
         if code in (204, 304, 101) or self.start_line.method == "HEAD":
             self._left = 0
+            if code == 204 and length is not None:
+                del headers["Content-Length"]  # RFC 9110 section 8.6: MUST NOT
         elif length is not None:
             if not (length.isascii() and length.isdigit()):
                 # As in Tornado, whose tests want no answer here.
@@ -216,6 +218,8 @@ class RequestConnection(httputil.HTTPConnection):
         conn = self._conn
         if not conn.takes_response(self):
             return _closed_future(conn)
+        if self.start_line.version == "HTTP/1.0":
+            return conn.server.done  # RFC 9110 section 15.2: it would not understand
         return conn.write(format_head(start_line.code, start_line.reason, headers))
 
     def _format_chunk(self, chunk: bytes) -> bytes:

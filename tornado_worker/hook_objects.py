@@ -123,10 +123,13 @@ class Request:
             return
         fields = self._exchange.headers
         if self.headers != [(name.upper(), value) for name, value in fields.get_all()]:
+            changed = httputil.HTTPHeaders()
+            for name, value in self.headers:
+                changed.add(name, value)  # raises for what is none, before anything is lost
             for name in list(fields):
                 fields[name] = ""  # or Tornado 6.5 cannot delete a repeated field
                 del fields[name]
-            for name, value in self.headers:
+            for name, value in changed.get_all():
                 fields.add(name, value)
 
 

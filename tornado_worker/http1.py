@@ -22,7 +22,7 @@ from tornado.http1connection import _GzipMessageDelegate
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
-from tornado_worker.connection import Connection, Phase
+from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.context import PolicyError
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.fields import request_headers
@@ -123,6 +123,8 @@ class ServerConnection(Connection):
     def _feed(self, data: bytes) -> None:
         parser = self._parser
         if parser is None:
+            if data == b"\r\n" and self.phase == Phase.IDLE:
+                return  # behind a body, of an old client: no beginning of a request
             parser = self._parser = self.server.parsers.acquire()
             self.phase = Phase.HEAD
             self.since = self.loop.time()
@@ -137,6 +139,8 @@ class ServerConnection(Connection):
             return
         if self.exchange is not None:
             self.since = self.loop.time()  # a body that arrives is not stalled
+            if size > PIECE_MAX and not parser.protocol.is_complete:
+                self.read_pieces(True)
             self._deliver()
         elif parser.head_complete:
             self._begin_exchange(parser)
@@ -326,6 +330,8 @@ class ServerConnection(Connection):
         # What follows is the next message's, or a tunnel's. From here on
         # everything is held, until the exchange is over.
         self._held = parser.protocol.remaining() + (self._held or b"")
+        if self._reads_pieces:
+            self.read_pieces(False)
         self._parser = None
         self.server.parsers.release(parser)
         self.phase = Phase.RESPONSE
@@ -533,6 +539,8 @@ class ServerConnection(Connection):
         if parser is not None:
             held = b"".join(parser.body) + parser.protocol.remaining() + held
             self.server.parsers.release(parser)
+        if self._reads_pieces:
+            self.read_pieces(False)
         self.exchange = None
         self.phase = Phase.DETACHED
         self._held = b""

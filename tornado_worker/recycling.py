@@ -40,7 +40,8 @@ class Generation:
         # Older than all of its generation, and still younger than the one
         # before: a reload waits for workers up to that age, and for no others.
         self.retiring_age = first_age - 0.5
-        siblings.on_reset(cfg.workers)
+        # With `workers = 0` the first one was asked for by TTIN.
+        siblings.on_reset(max(1, cfg.workers))
         hook = cfg.nworkers_changed
 
         def nworkers_changed(server: Any, new: int, old: int) -> None:

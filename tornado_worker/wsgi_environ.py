@@ -49,6 +49,9 @@ class ErrorStream(io.TextIOBase):
         if self._cfg is None:
             sys.stderr.flush()
 
+    def close(self) -> None:
+        """Do nothing: it is every request's."""
+
 
 class _Keys(dict[str | bytes, str]):
     """Maps field names to environ keys; "" for a field that is dropped."""

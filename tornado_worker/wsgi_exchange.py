@@ -219,10 +219,12 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         log = self.container.log
         method, target, _ = self.start_line
         cause: BaseException | None = error
-        while cause is not None:
+        seen = set()  # `raise e from e` makes a circle
+        while cause is not None and id(cause) not in seen:
             if isinstance(cause, ClientDisconnected):
                 log.debug("%s %s: %s", method, target, cause)
                 return
+            seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
         # Gunicorn's words.
         log.error("Error handling request %s %s", method, target, exc_info=error)

@@ -160,6 +160,8 @@ class Response:
         """PEP 3333's `write` callable."""
         if not isinstance(data, bytes):
             raise TypeError(f"expected bytes from the application; got {type(data).__name__}")
+        if self.ended:
+            raise AssertionError("write() after the end of the response")
         if data:
             self._queue_block(data)
 
@@ -397,8 +399,8 @@ def _bytes_left(file: Any) -> int | None:
         return None
     try:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return None
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            return None  # /proc has files of no size that have content
         return max(status.st_size - int(file.tell()), 0)
     except (OSError, ValueError):
         return None
