@@ -118,6 +118,15 @@ SCENARIOS: dict[str, Scenario] = {
             threads=4,
         ),
         Scenario(
+            "wsgi-64",
+            "WSGI hello, 4 threads, 64 connections",
+            WrkLoad(WrkRequest(connections=64), metric="requests_per_s"),
+            ALL_WSGI,
+            quick=(),
+            kind="wsgi",
+            threads=4,
+        ),
+        Scenario(
             "mixed",
             "Tornado handler and WSGI behind it, in turn",
             WrkLoad(WrkRequest(("/", "/wsgi/"))),

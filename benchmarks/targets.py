@@ -88,6 +88,10 @@ TARGETS = (
     Target("wsgi-4", "cpu_us", 0.25, "gthread"),
     Target("wsgi-4", "cpu_us", 0.5, "sync"),
     Target("wsgi-4", "cpu_us", 0.6, "gevent"),
+    *(
+        Target("wsgi-64", "requests_per_s", 1.0, OURS, worker=worker)
+        for worker in ("gthread", "sync", "gevent")
+    ),
     Target("websocket", "cpu_us_per_message", 0.90, BASELINE),
     Target("idle", "kb_per_connection", 3),
     Target("polls", "kb_per_connection", 8),

@@ -80,10 +80,18 @@ class Release(web.RequestHandler):
 
 
 class Download(web.RequestHandler):
+    written = 0  # by all of them
+
     async def get(self, length: str) -> None:
         for _ in range(int(length) // len(CHUNK)):
             self.write(CHUNK)
             await self.flush()
+            Download.written += len(CHUNK)
+
+
+class Written(web.RequestHandler):
+    def get(self) -> None:
+        self.write(str(Download.written))
 
 
 class Echo(websocket.WebSocketHandler):
@@ -134,6 +142,7 @@ APP = web.Application(
         ("/upload", Upload),
         ("/release", Release),
         ("/download/([0-9]+)", Download),
+        ("/written", Written),
         ("/ws", Echo),
         ("/status", Status),
         ("/reset", Reset),

@@ -617,7 +617,9 @@ def test_reload_ends_each_way_politely(
             ) as ws:
                 await ws.recv()
                 polling = asyncio.create_task(poll_until_stopping(poller))
-                await asyncio.sleep(0.5)
+                async with asyncio.timeout(TIMEOUT_S):
+                    while await listening(socketer) != {"poll": 1, "sse": 1, "websocket": 1}:
+                        await asyncio.sleep(0.05)
                 began = time.monotonic()
                 server.signal(signal.SIGHUP)
                 await ws.wait_closed()
@@ -629,6 +631,10 @@ def test_reload_ends_each_way_politely(
             assert (await polling)["messages"] == []
             # Long before any of them would have ended by itself.
             assert time.monotonic() - began < 12
+
+    async def listening(client: ChatClient) -> Any:
+        [worker] = (await client.ask("/api/status"))["workers"]
+        return worker["listening"]
 
     async def poll_until_stopping(client: ChatClient) -> Any:
         while True:

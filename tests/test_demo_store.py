@@ -313,7 +313,9 @@ def test_lost_wakeup_costs_time_and_no_message(tmp_path: Path) -> None:
         await one.open(lambda signal: None)
         await two.open(lambda signal: None)
         waiting = asyncio.create_task(one.tail("0", 10, TIMEOUT_S))
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(TIMEOUT_S):
+            while not one._hint._waiters:  # type: ignore[attr-defined]  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         for path in peers.channel_directory(tmp_path / "chat.db").glob("*.sock"):
             path.unlink()
         await two.post(draft())

@@ -397,7 +397,10 @@ def test_response_to_a_stalled_client_holds_little(
             for _ in range(reads):
                 if not sock.recv(65536):
                     return
-            time.sleep(0.3)  # the server fills what there is to fill
+            # The server fills what there is to fill.
+            written = b""
+            while written != (written := served.get("/written")):
+                time.sleep(0.1)
 
     check_peak(
         served,
