@@ -314,7 +314,7 @@ def test_lost_wakeup_costs_time_and_no_message(tmp_path: Path) -> None:
         await two.open(lambda signal: None)
         waiting = asyncio.create_task(one.tail("0", 10, TIMEOUT_S))
         async with asyncio.timeout(TIMEOUT_S):
-            while not one._hint._waiters:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            while not one._hint._waiters:  # type: ignore[attr-defined]
                 await asyncio.sleep(0.01)
         for path in peers.channel_directory(tmp_path / "chat.db").glob("*.sock"):
             path.unlink()
