@@ -813,10 +813,10 @@ def test_reload_restarts_at_once_and_survives_a_syntax_error(serve, loop, debug)
     def edit(text):
         [pid] = server.wait_workers()
         # Gunicorn's reloader sees no change that comes before its first look.
-        for _ in range(5):
+        for _ in range(20):
             server.write("app.py", text)
             with contextlib.suppress(GunicornError):
-                server.wait_worker_exit(pid, 5)
+                server.wait_worker_exit(pid, 1.5)
                 return
         raise server.error("not reloaded")
 
