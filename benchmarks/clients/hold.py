@@ -26,6 +26,8 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 # One address has 28,000 ports, all of which may be in use or just left.
 CONNECTIONS_PER_ADDRESS = 4000
 OPENING_AT_ONCE = 20
+# Of Linux's <linux/in.h>; Python has no name for it before 3.12.
+IP_BIND_ADDRESS_NO_PORT = 24
 
 
 class Connection(asyncio.Protocol):
@@ -99,6 +101,9 @@ class Holder:
             sock.setblocking(False)
             if sys.platform == "linux":
                 address = f"127.0.1.{number // CONNECTIONS_PER_ADDRESS + 1}"
+                # The port is chosen by connect(), which knows the server's: one that
+                # was just left for another server is free.
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((address, 0))
             await loop.sock_connect(sock, ("127.0.0.1", self.port))
             _, connection = await loop.create_connection(lambda: Connection(self), sock=sock)
