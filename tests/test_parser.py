@@ -198,15 +198,6 @@ def test_take_body_joins_small_pieces_and_splits_large_ones(
     assert taken == chunks
 
 
-def test_take_body_joins_no_more_than_64_kb() -> None:
-    parser = MessageParser(PythonProtocol)
-    parser.body[:] = [b"a" * 40_000, b"b" * 25_000, b"c" * 100_000, b"d", b"e"]
-    taken = []
-    while parser.body:
-        taken.append(parser.take_body(None))
-    assert [len(chunk) for chunk in taken] == [65_000, 100_000, 2]
-
-
 # -- the pool ------------------------------------------------------------------
 
 

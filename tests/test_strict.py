@@ -18,7 +18,6 @@ from test_http1_framing import (  # noqa: F401
     test_unconventional_start_line_is_answered_when_permitted,
     test_valid_request_is_understood_and_answered,
 )
-from tornado_worker.lenient import LenientProtocol
 from tornado_worker.strict import GunicornProtocol, StrictProtocol, _is_strict
 
 
@@ -30,7 +29,6 @@ def combination() -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def strict_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tornado_worker.parser, "PythonProtocol", StrictProtocol)
-    monkeypatch.setattr(tornado_worker.parser, "_PYTHON_CLASSES", (StrictProtocol, LenientProtocol))
 
 
 def test_a_parser_that_takes_a_bare_lf_is_not_strict() -> None:

@@ -94,8 +94,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         if hasattr(transport, "set_read_buffer_limits"):
-            # A TLS layer reads ahead of a connection that does not read: not a MB.
+            # The layers of TLS hold half a MB each way before they say so, a plain
+            # transport 64 KB.
             transport.set_read_buffer_limits(high=_HELD_MAX)
+            transport.set_write_buffer_limits(high=_HELD_MAX)
         self.context = self.server.make_context(transport, *self.context)
 
     def pause_writing(self) -> None:

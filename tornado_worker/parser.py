@@ -30,17 +30,10 @@ POOLED_READ_MAX = 16 * 1024
 # Enough for every message of a busy moment to find one; each holds about 5 KB.
 _POOL_SIZE = 128
 
-# The Python parser copies what it is fed several times over, so it is fed no more
-# at once (bytes): a read may bring 256 KB, over TLS.
-_PYTHON_READ_MAX = 32 * 1024
-# Pieces of a body are joined up to this size (bytes), which is what Tornado hands over.
-_JOINED_MAX = 64 * 1024
-
 # The size of the C parser's array of fields.
 _FAST_FIELDS_MAX = 256
 # A limit for what has none (bytes): that of Gunicorn's own parsers.
 _UNLIMITED = 1024 * 1024
-_PYTHON_CLASSES = (PythonProtocol, LenientProtocol)
 _ONLY_LENIENT = {*LENIENCIES} - {"permit_unconventional_http_version"}
 
 # What Gunicorn's own workers answer, by the name of the parser's exception: the
@@ -139,45 +132,33 @@ class MessageParser:
             on_body=self.body.append,
             **options,
         )
-        fast = protocol_class not in _PYTHON_CLASSES
-        self.feed = self.protocol.feed if fast else self._feed_in_pieces
-
-    def _feed_in_pieces(self, data: bytes) -> None:
-        feed = self.protocol.feed
-        if len(data) <= _PYTHON_READ_MAX:
-            feed(data)
-        else:
-            for start in range(0, len(data), _PYTHON_READ_MAX):
-                feed(data[start : start + _PYTHON_READ_MAX])
+        self.feed = self.protocol.feed
 
     def _on_headers_complete(self) -> bool:
         self.head_complete = True
         return False
 
     def take_body(self, max_bytes: int | None) -> bytes:
-        """Return body bytes read so far, at most `max_bytes` of them if given.
-
-        Small pieces are joined; no more than that is copied.
-        """
+        """Return the body bytes read so far; at most `max_bytes`, if given, of whole pieces."""
         body = self.body
-        limit = max_bytes or _JOINED_MAX
-        if len(body) == 1 and (max_bytes is None or len(body[0]) <= max_bytes):
-            return body.pop()
+        if max_bytes is None or len(body) == 1:
+            chunk = body[0] if len(body) == 1 else b"".join(body)
+            body.clear()
+            if max_bytes is not None and len(chunk) > max_bytes:
+                body.append(chunk[max_bytes:])
+                chunk = chunk[:max_bytes]
+            return chunk
         size = count = 0
         for piece in body:
             size += len(piece)
-            if size > limit:
+            if size > max_bytes:
                 break
             count += 1
         if count == 0:
-            chunk = body[0]
-            if max_bytes is None:
-                del body[0]
-            else:
-                chunk, body[0] = chunk[:max_bytes], chunk[max_bytes:]
-            return chunk
-        chunk = b"".join(body[:count])
-        del body[:count]
+            chunk, body[0] = body[0][:max_bytes], body[0][max_bytes:]
+        else:
+            chunk = b"".join(body[:count])
+            del body[:count]
         return chunk
 
     def reset(self) -> None:
@@ -227,7 +208,7 @@ class ParserPool:
 
     def __init__(self, options: ParserOptions) -> None:
         self._class = _parser_class(options)
-        fast = self._class not in _PYTHON_CLASSES
+        fast = self._class not in (PythonProtocol, LenientProtocol)
         self.name = "fast" if fast else "python"
         #: Returns the fields of a message whose head is complete, names in lower case.
         self.fields = operator.attrgetter("asgi_headers" if fast else "headers")
