@@ -41,11 +41,16 @@ def _escape(value: str) -> str:
     return value
 
 
+# What Gunicorn takes from an environ, which the application may have changed.
 _FROM_ENVIRON = {
-    "h": ["REMOTE_ADDR"],
-    "r": ["REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL"],
-    "f": ["HTTP_REFERER"],
-    "a": ["HTTP_USER_AGENT"],
+    "h": ("REMOTE_ADDR",),
+    "r": ("REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL"),
+    "f": ("HTTP_REFERER",),
+    "a": ("HTTP_USER_AGENT",),
+    "m": ("REQUEST_METHOD",),
+    "U": ("PATH_INFO",),
+    "q": ("QUERY_STRING",),
+    "H": ("SERVER_PROTOCOL",),
 }
 
 
@@ -76,12 +81,11 @@ class Atoms(dict[str, Any]):
         # The usual ones at once: 3 us instead of 9 through __missing__. Also,
         # logging takes a mapping for the arguments only if it is not empty.
         headers = exchange.headers
-        environ_ = exchange.environ
         self["l"] = "-"
         self["t"] = _date()
         self["s"] = str(status)
         self["b"] = str(exchange.body_sent)
-        if environ_ is None:
+        if exchange.environ is None:
             address = exchange.context.address
             self["h"] = address[0] if type(address) is tuple else str(address)
             method, _, version = exchange.start_line
@@ -91,16 +95,16 @@ class Atoms(dict[str, Any]):
             self["f"] = _escape(",".join(values)) if values else "-"
             values = field_values(headers, "User-Agent")
             self["a"] = _escape(",".join(values)) if values else "-"
-        else:
-            # What the application has made of it, as with Gunicorn's own workers.
-            for name, keys in _FROM_ENVIRON.items():
-                self[name] = _escape(" ".join([str(environ_.get(key, "-")) for key in keys]))
         if not field_values(headers, "Authorization"):
             self["u"] = "-"
 
     def __missing__(self, name: str) -> Any:
+        environ = self._exchange.environ
+        keys = None if environ is None else _FROM_ENVIRON.get(name)
         make = _ATOMS.get(name)
-        if make is not None:
+        if environ is not None and keys is not None:
+            value: Any = " ".join([str(environ.get(key, "-")) for key in keys])
+        elif make is not None:
             value = make(self._exchange, self)
         elif name[:1] == "{":
             lower = name.lower()
@@ -175,36 +179,18 @@ def _user(exchange: Exchange, atoms: Atoms) -> Any:
     return atoms._log._get_user({"HTTP_AUTHORIZATION": value})
 
 
-def _method(exchange: Exchange, atoms: Atoms) -> Any:
-    environ = exchange.environ
-    return exchange.start_line[0] if environ is None else environ.get("REQUEST_METHOD")
-
-
-def _version(exchange: Exchange, atoms: Atoms) -> Any:
-    environ = exchange.environ
-    return exchange.start_line[2] if environ is None else environ.get("SERVER_PROTOCOL")
-
-
 def _path(exchange: Exchange, atoms: Atoms) -> Any:
-    if exchange.environ is not None:
-        return exchange.environ.get("PATH_INFO")
     path = exchange.start_line[1].partition("?")[0]
     return unquote_to_wsgi_str(path) if "%" in path else path
-
-
-def _query(exchange: Exchange, atoms: Atoms) -> Any:
-    if exchange.environ is not None:
-        return exchange.environ.get("QUERY_STRING")
-    return exchange.start_line[1].partition("?")[2]
 
 
 # What Gunicorn's Logger.atoms says, one by one, beside what is always made.
 _ATOMS: dict[str, Callable[[Exchange, Atoms], Any]] = {
     "u": _user,
-    "m": _method,
+    "m": lambda exchange, atoms: exchange.start_line[0],
     "U": _path,
-    "q": _query,
-    "H": _version,
+    "q": lambda exchange, atoms: exchange.start_line[1].partition("?")[2],
+    "H": lambda exchange, atoms: exchange.start_line[2],
     "B": lambda exchange, atoms: exchange.body_sent,
     "T": lambda exchange, atoms: int(atoms._seconds),
     "D": lambda exchange, atoms: int(atoms._seconds * 1e6),

@@ -56,8 +56,8 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
     is_complete: bool
     _state: str
     _chunk_state: str
-    _chunk_size: int
     _chunk_remaining: int
+    _header_count: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -66,9 +66,8 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
     def _begin(self) -> None:
         # The header section so far; None when it has been read.
         self._head: bytes | None = b""
-        # Where in it the line begins that is not whole; how many fields came before.
+        # Where in it the line begins that is not whole.
         self._line = 0
-        self._fields = 0
         self._skipped = False
 
     def reset(self) -> None:
@@ -88,40 +87,40 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
                 head = self._head = head[2:]
                 continue
             line = head[self._line : end]
-            self._check_rest(line, 0)
-            self._line, line_began = end + 2, self._line
+            check = self._check_field if self._line else self._check_request_line
+            self._line = end + 2
             if not line:
                 self._head = None
                 super().feed(head)
                 return
-            if line_began:
-                self._check_field(line)
-            else:
-                self._check_request_line(line)
-        self._check_rest(head[self._line :], 1)  # a CR at its end may belong to a CRLF
-
-    def _check_rest(self, line: bytes, allowed: int) -> None:
-        """Check a line, or the beginning of one, for what will not become right."""
+            check(line)
+        rest = head[self._line :]
+        # A CR at its end may belong to a CRLF.
         if self._line:
-            limit, error = self._limit_request_field_size, gunicorn_parser.LimitRequestHeaders
-            what = "Request header field is too large"
+            self._check_field_size(rest.removesuffix(b"\r"))
         else:
-            limit, error = self._limit_request_line, gunicorn_parser.LimitRequestLine
-            what = "Request line is too large"
-        if len(line) - allowed > (limit or _UNLIMITED):
-            raise error(what)
-        if b"\n" in line or b"\r" in line[: len(line) - allowed]:
-            raise gunicorn_parser.ParseError("Bare LF as line terminator, or bare CR")
+            self._check_request_line_size(rest.removesuffix(b"\r"))
+
+    def _check_request_line_size(self, line: bytes) -> None:
+        """Check a request line, or the beginning of one, for what will not become right."""
+        if len(line) > (self._limit_request_line or _UNLIMITED):
+            raise gunicorn_parser.LimitRequestLine("Request line is too large")
+        _check_line_end(line)
+
+    def _check_field_size(self, line: bytes) -> None:
+        """Check a field, or the beginning of one, for what will not become right."""
+        if len(line) > (self._limit_request_field_size or _UNLIMITED):
+            raise gunicorn_parser.LimitRequestHeaders("Request header field is too large")
+        _check_line_end(line)
 
     def _check_request_line(self, line: bytes) -> None:
+        self._check_request_line_size(line)
         parts = line.split(b" ", 2)
         if len(parts) == 3 and _TARGET_INVALID.search(parts[1]):
             raise gunicorn_parser.InvalidRequestLine("Invalid request line")
 
     def _check_field(self, line: bytes) -> None:
-        self._fields += 1
-        if self._fields > (self._limit_request_fields or _UNLIMITED):
-            raise gunicorn_parser.LimitRequestHeaders("Too many headers")
+        self._check_field_size(line)
         if b":" not in line:
             raise gunicorn_parser.InvalidHeader("Missing colon in header")
         if not _FIELD.fullmatch(line):
@@ -152,18 +151,18 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
                 self._chunk_state = "size"
             else:
                 end = buffer.find(b"\r\n")
-                line = bytes(buffer[:end] if end >= 0 else buffer)
-                if self._chunk_state == "size":
-                    self._check_chunk(line, whole=end >= 0)
-                else:
-                    self._line = 1  # a trailer is a field
-                    self._check_rest(line, 0 if end >= 0 else 1)
                 if end < 0:
+                    rest = bytes(buffer).removesuffix(b"\r")
+                    if self._chunk_state == "size":
+                        _check_chunk_size(rest)
+                    else:
+                        self._check_field_size(rest)
                     return False
+                line = bytes(buffer[:end])
                 del buffer[: end + 2]
                 if self._chunk_state == "size":
-                    self._chunk_remaining = self._chunk_size
-                    self._chunk_state = "data" if self._chunk_size else "trailer"
+                    self._chunk_remaining = _read_chunk_size(line)
+                    self._chunk_state = "data" if self._chunk_remaining else "trailer"
                 elif line:
                     self._check_trailer(line)
                 else:
@@ -174,26 +173,35 @@ class StrictProtocol(GunicornProtocol):  # type: ignore[misc]
                     return True
         return False
 
-    def _check_chunk(self, line: bytes, *, whole: bool) -> None:
-        error = gunicorn_parser.InvalidChunkSize
-        if len(line) > _CHUNK_LINE_MAX:
-            raise error("chunk size line has no terminator")
-        if b"\n" in line:
-            raise error("Bare LF as line terminator")
-        if not whole:
-            return
-        match = _CHUNK.fullmatch(line)
-        if match is None or len(match[1].lstrip(b"0")) > _CHUNK_DIGITS_MAX:
-            if re.match(rb"[0-9A-Fa-f]+[ \t]*;", line):
-                raise gunicorn_parser.InvalidChunkExtension("invalid chunk extension")
-            raise error("Invalid character in chunk size")
-        self._chunk_size = int(match[1], 16)
-
     def _check_trailer(self, line: bytes) -> None:
         self._check_field(line)
+        # Counted with the fields of the header section.
+        self._header_count += 1
+        if self._header_count > (self._limit_request_fields or _UNLIMITED):
+            raise gunicorn_parser.LimitRequestHeaders("Too many trailer fields")
         name = line.partition(b":")[0].lower()
         if name in gunicorn_parser.RFC9110_6_5_1_FORBIDDEN_TRAILER:
             raise gunicorn_parser.InvalidHeaderName(name.decode("ascii"))
+
+
+def _check_line_end(line: bytes) -> None:
+    if b"\n" in line or b"\r" in line:
+        raise gunicorn_parser.ParseError("Bare LF as line terminator, or bare CR")
+
+
+def _check_chunk_size(line: bytes) -> None:
+    """Check the line of a chunk's size, or the beginning of one."""
+    if len(line) > _CHUNK_LINE_MAX:
+        raise gunicorn_parser.InvalidChunkSize("chunk size line has no terminator")
+    _check_line_end(line)
+
+
+def _read_chunk_size(line: bytes) -> int:
+    _check_chunk_size(line)
+    match = _CHUNK.fullmatch(line)
+    if match is None or len(match[1].lstrip(b"0")) > _CHUNK_DIGITS_MAX:
+        raise gunicorn_parser.InvalidChunkSize(f"Invalid chunk size {line[:100]!r}")
+    return int(match[1], 16)
 
 
 def _is_strict(protocol_class: Any) -> bool:
