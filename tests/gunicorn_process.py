@@ -13,6 +13,7 @@ import fcntl
 import http.client
 import os
 import re
+import select
 import signal
 import socket
 import ssl
@@ -380,26 +381,36 @@ class GunicornProcess:
         return self._process
 
     def _read(self, name: str, pipe: IO[bytes]) -> None:
-        for line in pipe:
+        readable = select.poll()
+        readable.register(pipe, select.POLLIN)
+        rest = b""
+        while True:
+            readable.poll()
+            # Taken out of the pipe and kept in one step: see _read_all.
             with self._arrived:
-                self._lines.append((name, line.decode("utf-8", "backslashreplace")))
+                data = os.read(pipe.fileno(), 1 << 16)
+                *lines, rest = (rest + data).split(b"\n")
+                if rest and not data:
+                    lines.append(rest)
+                for line in lines:
+                    text = line.decode("utf-8", "backslashreplace") + "\n"
+                    self._lines.append((name, text))
+                if not data:
+                    pipe.close()
                 self._arrived.notify_all()
-        pipe.close()
+                if not data:
+                    return
 
     def _read_all(self) -> None:
         """Return when what has been written to the log so far has been read."""
         process = self._started()
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            waiting = 0
-            for pipe in (process.stdout, process.stderr):
-                with contextlib.suppress(OSError, ValueError):  # closed at its end
-                    waiting += int.from_bytes(
-                        fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder
-                    )
-            time.sleep(0.01)  # what the threads have taken out, they keep now
-            if not waiting:
-                return
+        pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe is not None]
+
+        def unread() -> bool:
+            with self._arrived:
+                return any(not pipe.closed and _bytes_in(pipe) for pipe in pipes)
+
+        wait_until(lambda: not unread(), what="the end of the log so far")
 
     def _text(self, names: tuple[str, ...]) -> str:
         if self._process is not None:
@@ -417,6 +428,10 @@ class GunicornProcess:
         # The name before the last ")" may contain anything, spaces included.
         state, ppid = stat.rpartition(")")[2].split()[:2]
         return None if state == "Z" else int(ppid)
+
+
+def _bytes_in(pipe: IO[bytes]) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
 
 
 @pytest.fixture

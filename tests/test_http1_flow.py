@@ -24,7 +24,9 @@ from server_thread import (
     Serve,
     ServerThread,
     eventually,
+    uvloop,
 )
+from tornado_worker.connection import PIECE_MAX
 
 pytestmark = EACH_PARSER
 
@@ -131,7 +133,9 @@ def test_long_bodies_arrive_in_pieces_and_requests_behind_them_are_served(
         assert client.response().body == b"0"
     client.send(small)
     assert client.response().body == b"0"
-    assert any(len(message.sizes) > 20 for message in app.messages)
+    # The first read may bring more, and perhaps the one that began before it was handled.
+    long = [message.sizes for message in app.messages if sum(message.sizes)]
+    assert all(max(sizes[3:]) <= PIECE_MAX for sizes in long)
 
 
 def test_client_that_leaves_in_the_middle_of_a_long_body_is_noticed(serve: Serve) -> None:
@@ -330,8 +334,9 @@ def test_flush_fails_at_once_when_the_client_has_left(serve: Serve) -> None:
     left.set()
     eventually(lambda: errors)
     assert errors == ["StreamClosedError"]
-    # That uvloop has 64 KB to send before anything is sent.
-    assert len(written) < (5 if serve.loop == "asyncio" else 100)
+    # That old uvloop sends nothing before it has 64 KB.
+    at_once = serve.loop == "asyncio" or not uvloop.__version__.startswith("0.21.")
+    assert len(written) < (5 if at_once else 100)
 
 
 def test_writes_that_nobody_awaits_are_all_delivered(serve: Serve, options: dict[str, Any]) -> None:

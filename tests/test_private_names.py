@@ -34,6 +34,23 @@ NAMES = {
 }
 
 
+# Attributes that a function sets or asks for.
+USED_IN = {
+    "SIG_QUEUE": "gunicorn.arbiter:Arbiter.__init__",
+    "_policy_expect_continue": "gunicorn.http.message:HeaderPolicy._apply_header_policy",
+    "_prepared_future": "tornado.web:RequestHandler.__init__",
+    "_as_list": "tornado.httputil:HTTPHeaders.add",
+    "_user_read_buffer": "tornado.iostream:BaseIOStream.read_into",
+}
+
+
+@pytest.mark.parametrize("name", USED_IN)
+def test_private_attribute_is_used_where_it_was(name: str) -> None:
+    module, _, attributes = USED_IN[name].partition(":")
+    function = operator.attrgetter(attributes)(importlib.import_module(module))
+    assert name in function.__code__.co_names
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_private_name_is_what_it_was(name: str) -> None:
     module, _, attributes = name.partition(":")
