@@ -13,15 +13,7 @@ from typing import Any, Protocol
 import tornado.httpserver
 from tornado import httputil
 
-__all__ = ["ConnectionContext", "PeerPolicy", "PolicyError"]
-
-
-class PolicyError(Exception):
-    """A peer said about itself what it may not, or not so; `status` answers it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+__all__ = ["ConnectionContext", "PeerPolicy"]
 
 
 class PeerPolicy(Protocol):
@@ -45,7 +37,7 @@ class PeerPolicy(Protocol):
         version: tuple[int, int],
         context: ConnectionContext,
     ) -> None:
-        """Judge the fields called `names`: drop them, or heed them, or raise PolicyError."""
+        """Judge the fields called `names`: drop them, or heed them, or raise head.HeadError."""
 
 
 class ConnectionContext(tornado.httpserver._HTTPRequestContext):

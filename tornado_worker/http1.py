@@ -23,12 +23,10 @@ from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
 from tornado_worker.connection import PIECE_MAX, Connection, Phase
-from tornado_worker.context import PolicyError
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.fields import request_headers
+from tornado_worker.head import HeadError, read_head
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
-from tornado_worker.target import split_target
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -52,8 +50,6 @@ _ERROR_RESPONSES = {
 
 # With a 503: whoever comes back finds another worker (seconds).
 _RETRY_AFTER = b"Retry-After: 1\r\n"
-
-_VERSIONS = {(1, 1): "HTTP/1.1", (1, 0): "HTTP/1.0"}
 
 
 class ServerConnection(Connection):
@@ -148,60 +144,21 @@ class ServerConnection(Connection):
             self._refuse(431, "header section too large")
 
     def _begin_exchange(self, parser: MessageParser) -> None:
-        message = parser.protocol
         server = self.server
-        exchange = RequestConnection(self)
         try:
-            # The C parser lets through what Gunicorn refuses: RFC 9112
-            # section 3.2, a target is ASCII; section 6.3, a body whose last
-            # coding is not chunked has no end.
-            target = message.path.decode("ascii")
-        except UnicodeDecodeError:
-            self._refuse(400, "Malformed HTTP request line: the target is not ASCII")
+            start_line, headers, raw_target = read_head(parser, server, self.context)
+        except HeadError as e:
+            self._refuse(e.status, str(e))
             return
-        fields = server.parsers.fields(message)
-        headers = request_headers(fields)
-        if self.context.overridden:
-            self.context.reset()
-        if server.policy is not None:
-            names = server.special_names.among(headers, fields)
-            if names:
-                try:
-                    server.policy.apply(names, headers, message.http_version, self.context)
-                except PolicyError as e:
-                    self._refuse(e.status, str(e))
-                    return
-        if "Transfer-Encoding" in headers and (
-            not message.is_chunked or headers["Transfer-Encoding"].lower() != "chunked"
-        ):
-            # Codings before `chunked` are legal, and nobody here decodes them.
-            self._refuse(400, "Unsupported Transfer-Encoding " + headers["Transfer-Encoding"])
-            return
-        if parser.fed > server.conn_params.max_header_size:
-            size = sum(len(n) + len(v) + 4 for n, v in fields) + len(target)
-            if size > server.conn_params.max_header_size:
-                self._refuse(431, "header section too large")
-                return
-        exchange.raw_target = target
-        method = message.method.decode("ascii")
-        if target[:1] != "/" or method == "CONNECT":
-            try:
-                authority, target = split_target(method, target)
-            except ValueError as e:
-                self._refuse(400, f"Malformed HTTP request line: {e}")
-                return
-            if authority is not None:
-                # RFC 9112 section 3.2.2: it replaces Host.
-                headers["Host"] = authority
-        version = _VERSIONS.get(message.http_version) or "HTTP/{}.{}".format(*message.http_version)
-        start_line = httputil.RequestStartLine(method, target, version)
+        exchange = RequestConnection(self)
         exchange.start_line = start_line
         exchange.headers = headers
+        exchange.raw_target = raw_target
         exchange.keep_alive = (
-            message.should_keep_alive
+            parser.protocol.should_keep_alive
             and not self.draining
             and not server.conn_params.no_keep_alive
-            and method != "CONNECT"
+            and start_line.method != "CONNECT"
         )
         self.phase = Phase.BODY
         self.since = exchange.started = self.loop.time()

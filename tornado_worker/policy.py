@@ -18,7 +18,7 @@ from gunicorn.http.errors import (
 )
 from gunicorn.http.message import HeaderPolicy, _ip_in_allow_list
 
-from tornado_worker.context import PolicyError
+from tornado_worker.head import HeadError
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
@@ -69,12 +69,12 @@ class GunicornPolicy:
         """Judge the fields called `names`, in Tornado's spelling.
 
         Removes from `headers` what `header_map` drops, sets the scheme that a
-        trusted peer reports, and raises PolicyError for what must be refused.
+        trusted peer reports, and raises HeadError for what must be refused.
         """
         try:
             _Message(self._cfg, version, context).judge(names, headers)
         except tuple(_STATUS) as e:
-            raise PolicyError(_STATUS[type(e)], str(e)) from None
+            raise HeadError(_STATUS[type(e)], str(e)) from None
 
 
 class _Message(HeaderPolicy):  # type: ignore[misc]
