@@ -770,6 +770,31 @@ def test_background_tasks_are_cancelled_after_the_last_response(serve, loop):
     assert "[WARNING]" not in server.log
 
 
+def test_exception_handler_of_the_application_hears_of_failures_at_the_end(serve, loop):
+    server = serve(
+        """
+        async def background():
+            try:
+                await asyncio.sleep(300)
+            finally:
+                raise ValueError("while it was cancelled")
+
+        async def make_app():
+            asyncio.get_running_loop().set_exception_handler(
+                lambda loop, context: log.error("mine: %r", context["exception"])
+            )
+            app.task = asyncio.create_task(background())
+            return app
+        """,
+        app="app:make_app",
+        loop=loop,
+    )
+    assert server.request("/").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert server.count_log(r"mine: ValueError\('while it was cancelled'\)") == 1
+
+
 def test_view_that_outlives_its_client_is_waited_for_and_then_named(gunicorn):
     server = gunicorn(
         """
