@@ -25,6 +25,8 @@ except ImportError as e:  # pragma: no cover - a Gunicorn that was reorganised
         " (gunicorn>=26.2,<28)"
     ) from e
 
+from tornado_worker.byte_checks import with_byte_checks
+
 __all__ = ["GunicornProtocol", "PythonProtocol", "StrictProtocol"]
 
 # RFC 9112 section 3.2: a target is printable ASCII.
@@ -212,4 +214,6 @@ def _is_strict(protocol_class: Any) -> bool:
     return False
 
 
-PythonProtocol: Any = GunicornProtocol if _is_strict(GunicornProtocol) else StrictProtocol
+PythonProtocol: Any = with_byte_checks(
+    GunicornProtocol if _is_strict(GunicornProtocol) else StrictProtocol
+)
