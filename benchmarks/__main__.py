@@ -40,7 +40,7 @@ __all__ = ["main"]
 ROUNDS = 9
 SECONDS = 1.0
 QUICK_ROUNDS = 2
-QUICK_BUDGET_S = 110.0
+QUICK_BUDGET_S = 90.0
 
 # With --patient: how much others may use, how long to wait for it before a
 # sample, and how many samples to try.
