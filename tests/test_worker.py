@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import textwrap
+import time
 
 import pytest
 
@@ -447,6 +448,47 @@ def test_signal_is_not_lost_before_the_worker_handles_it(serve, number):
     server.wait_log("Worker exiting")
     server.signal(signal.SIGKILL)
     assert "Traceback" not in server.log
+
+
+def test_signals_that_come_while_handlers_change_do_no_harm(serve, loop):
+    # A shower of them, to hit the moments in which they do.
+    server = serve(
+        """
+        def wsgi(environ, start_response):
+            start_response("200 OK", [("Content-Length", "0")])
+            return []
+        """,
+        app="app:wsgi",
+        config="""
+        import subprocess, sys
+
+        SHOWER = '''
+        import contextlib, os, signal, sys, time
+        worker = int(sys.argv[1])
+        print(flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            while os.getppid() == worker:
+                os.kill(worker, signal.SIGTERM)
+                time.sleep(0.0002)
+        '''
+
+        def post_fork(arbiter, worker):
+            if worker.age <= 5:
+                argv = [sys.executable, "-c", SHOWER, str(worker.pid)]
+                subprocess.Popen(argv, stdout=subprocess.PIPE).stdout.read(1)
+        """,
+        loop=loop,
+    )
+    wait_until(lambda: server.count_log("Booting worker") == 6)
+    for _ in range(5):
+        [pid] = server.wait_workers()
+        assert server.request("/").status == 200
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                server.signal_worker(pid, signal.SIGTERM)
+                time.sleep(0.0002)  # not so many that nothing else is done
+        server.wait_worker_exit(pid)
+    assert server.count_log("Traceback|was sent|ERROR") == 0
 
 
 def test_second_term_changes_nothing(serve, loop):

@@ -55,6 +55,8 @@ class SignalHandlers(Worker):
         # fork: they only queue it, and nobody reads this copy of the queue. A
         # worker that misses a TERM holds its arbiter for graceful_timeout.
         arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        # And what comes now waits: Gunicorn sets the system's defaults first.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         super().init_signals()
         missed = set()
         if isinstance(arbiter, Arbiter):
@@ -62,6 +64,24 @@ class SignalHandlers(Worker):
                 missed.add(arbiter.SIG_QUEUE.get_nowait())
         for number in missed & {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT}:
             os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _ignore_term(self) -> None:
+        """For the end of the process, when TERM has nothing more to ask for.
+
+        The arbiter repeats it every second. The interpreter is about to take its
+        handlers back, and would die of it in the middle of its exit.
+        """
+        hook = sys.unraisablehook
+
+        def ignore_race(unraisable: Any) -> None:
+            # One that came just before finds no handler to call. Blocking it
+            # would not do: the kernel would give it to another thread.
+            if "ignored due to race condition" not in str(unraisable.exc_value):
+                hook(unraisable)
+
+        sys.unraisablehook = ignore_race
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: leave when what is in flight is done."""

@@ -282,9 +282,6 @@ class TornadoWorker(SignalHandlers):
         gc.freeze()
         self._serving = True
         left = self._runner.run(self._serve())
-        # The arbiter repeats it every second. The interpreter is about to take
-        # its handlers back, and would die of it in the middle of its exit.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._end_with_main_thread(max(_LAST_MOMENT_S, self._deadline - self._loop.time()))
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
@@ -294,6 +291,7 @@ class TornadoWorker(SignalHandlers):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _end_with_main_thread(self, timeout: float, status: Any = 0) -> None:
+        self._ignore_term()
         # The arbiter's part of the exit closes the file that notify() uses.
         heartbeat_fd = os.dup(self.tmp.fileno())
 
