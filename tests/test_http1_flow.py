@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -137,6 +138,36 @@ def test_long_bodies_arrive_in_pieces_and_requests_behind_them_are_served(
     # of what follows has been read by then.
     long = [message.sizes for message in app.messages if sum(message.sizes)]
     assert all(sum(size > PIECE_MAX for size in sizes) <= 3 for sizes in long)
+
+
+class Others(Message):
+    """Takes a body of one byte over and over, and answers with what else was in it."""
+
+    others = b""
+
+    def data_received(self, chunk: bytes) -> None:
+        self.others += chunk.strip(self.headers["X-Byte"].encode())[:100]
+
+    def finish(self) -> None:
+        self.respond(self.others)
+
+
+class EveryOther(httputil.HTTPServerConnectionDelegate):
+    def start_request(self, server_conn: object, conn: Any) -> Others:
+        return Others(conn)
+
+
+def test_servers_in_two_threads_read_what_their_own_clients_send(serve: Serve) -> None:
+    def upload(byte: bytes, server: ServerThread) -> bytes:
+        with server.connect() as client:
+            client.send(post(16 * TOTAL)[:-2] + b"X-Byte: " + byte + b"\r\n\r\n")
+            for _ in range(16):
+                client.send(byte * TOTAL)
+            return client.response().body
+
+    servers = [serve(EveryOther()) for _ in range(2)]
+    with ThreadPoolExecutor() as executor:
+        assert list(executor.map(upload, (b"x", b"y"), servers)) == [b"", b""]
 
 
 def test_client_that_leaves_in_the_middle_of_a_long_body_is_noticed(serve: Serve) -> None:
