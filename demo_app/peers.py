@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import socket
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["Peers", "channel_directory"]
+
+log = logging.getLogger("tornado.application")
 
 # A socket's path may have 103 bytes on macOS, 107 on Linux.
 MAX_PATH_BYTES = 103
@@ -38,6 +42,12 @@ def channel_directory(database: Path) -> Path:
     if len(os.fsencode(path)) + NAME_BYTES > MAX_PATH_BYTES:
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"chat-{os.getuid()}-{digest}"
+    make_private(path)
+    return path
+
+
+def make_private(path: Path) -> None:
+    """Make the directory if it is missing; raise PermissionError if others may write to it."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     # Whoever may write here may wake us and pretend to be a worker; in a
@@ -45,7 +55,6 @@ def channel_directory(database: Path) -> Path:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PermissionError(f"{path} must be a directory that only its owner may write to")
-    return path
 
 
 class Peers:
@@ -57,15 +66,53 @@ class Peers:
         self._on_datagram = on_datagram
         self._path = directory / f"{self.name}.sock"
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.bind(str(self._path))
-        self._loop.add_reader(self._socket, self._on_readable)
+        # A thread must not send on a descriptor that has just become another file's.
+        self._lock = threading.Lock()
+        self._has_complained = False
+        self._socket = self._bind()
+
+    def _bind(self) -> socket.socket:
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            bound.bind(str(self._path))
+        except BaseException:
+            bound.close()
+            raise
+        self._loop.add_reader(bound, self._on_readable)
+        return bound
+
+    def rejoin(self) -> None:
+        """Come back if our socket or all of the directory was removed. Loop only.
+
+        Whoever cleans a temporary directory does that.
+        """
+        if self._path.exists():
+            return
+        make_private(self._directory)
+        bound = self._bind()
+        with self._lock:
+            gone, self._socket = self._socket, bound
+            self._loop.remove_reader(gone)
+            gone.close()
 
     def send(self, data: bytes) -> None:
-        """Send to every other process; never wait; clean up after dead ones."""
+        """Send to every other process; never wait; clean up after dead ones.
+
+        What the system refuses is lost, and logged once until a report gets through.
+        """
         if len(data) > MAX_DATAGRAM_BYTES:
             raise ValueError(f"expected at most {MAX_DATAGRAM_BYTES} bytes; got {len(data)}")
+        try:
+            with self._lock:
+                self._send(data)
+        except OSError as error:
+            # No descriptor is left to list the directory, or it is gone.
+            if not self._has_complained:
+                log.warning("other processes are not woken: %s", error)
+            self._has_complained = True
+
+    def _send(self, data: bytes) -> None:
         for entry in os.listdir(self._directory):
             if not entry.endswith(".sock") or entry == self._path.name:
                 continue
@@ -74,7 +121,8 @@ class Peers:
                 self._socket.sendto(data, str(path))
             except (ConnectionRefusedError, ConnectionResetError):
                 # Nobody has it open, and names are never used twice.
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
             except OSError:
                 # Gone meanwhile, or its queue is full: then it has unread
                 # datagrams that will wake it anyway.
@@ -85,6 +133,7 @@ class Peers:
         temporary = path.with_suffix(".new")
         temporary.write_bytes(data)
         temporary.replace(path)
+        self._has_complained = False
 
     def read_reports(self) -> list[bytes]:
         """Return the reports that are still being renewed; delete the others."""

@@ -190,6 +190,13 @@ class SqliteStore(Store):
         self._archive.close()
         self._peers.close()
 
+    def _check_alive(self) -> None:
+        if not self._is_open:
+            raise StoreUnavailable("the store is closed")
+        # For reading too: a worker that only reads must not pass for a healthy one.
+        if not self._writer.is_alive():
+            raise StoreUnavailable("the thread that writes has ended")
+
     @property
     def archive(self) -> Archive:
         return self._archive
@@ -197,8 +204,7 @@ class SqliteStore(Store):
     # -- writing --------------------------------------------------------------
 
     async def post(self, draft: Draft) -> Posted:
-        if not self._is_open:
-            raise StoreUnavailable("the store is closed")
+        self._check_alive()
         future: asyncio.Future[Posted] = self._loop.create_future()
         self._drafts.put((draft, future))
         # Shielded: who gives up waiting does not undo what the thread stores.
@@ -240,7 +246,11 @@ class SqliteStore(Store):
             results = [StoreUnavailable(str(error))] * len(batch)
         else:
             # From this thread, before anything else: others wait for it.
-            self._peers.send(b'{"kind":"stored"}')
+            try:
+                self._peers.send(b'{"kind":"stored"}')
+            except Exception:
+                # Broad: what is stored must be acknowledged, and this thread go on.
+                log.exception("waking other processes failed")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._on_written, batch, results)
 
@@ -307,8 +317,7 @@ class SqliteStore(Store):
     # -- reading --------------------------------------------------------------
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        if not self._is_open:
-            raise StoreUnavailable("the store is closed")
+        self._check_alive()
         with translated_errors():
             return await self._loop.run_in_executor(
                 self._readers, lambda: query(self._connections.mine())
@@ -405,6 +414,7 @@ class SqliteStore(Store):
 
     async def report(self, report: WorkerReport) -> None:
         data = json.dumps(asdict(report)).encode()
+        self._peers.rejoin()
         await asyncio.to_thread(self._peers.write_report, data)
 
     async def reports(self) -> list[WorkerReport]:

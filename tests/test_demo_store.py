@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ from demo_app.store import (
     Posted,
     Signal,
     Store,
+    StoreUnavailable,
     TooManyRooms,
     UnknownCursor,
     WorkerReport,
@@ -343,6 +345,40 @@ def test_sockets_of_dead_processes_are_removed(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.expect_log("tornado.application", "other processes are not woken: .*No such file")
+def test_removed_channel_keeps_no_post_from_its_answer_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that looking again cannot be what wakes it.
+    monkeypatch.setattr(sqlite_store, "RECHECK_S", 3600.0)
+
+    async def test() -> None:
+        one, two = (SqliteStore(tmp_path / "chat.db") for _ in range(2))
+        await one.open(lambda signal: None)
+        await two.open(lambda signal: None)
+        directory = peers.channel_directory(tmp_path / "chat.db")
+        shutil.rmtree(directory)
+        for number in range(2):
+            assert (await one.post(draft(number))).is_new
+        one.signal({"kind": "typing"})
+        # With the next report of each.
+        for number, store in enumerate((one, two)):
+            await store.report(WorkerReport(f"worker-{number}", number, "host", 1.5))
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert len(await one.reports()) == 2
+        waiting = asyncio.create_task(one.tail(await one.head(), 10, TIMEOUT_S))
+        async with asyncio.timeout(TIMEOUT_S):
+            while not one._hint._waiters:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+        posted = await two.post(draft(3))
+        assert await waiting == [posted.message]
+        await one.close()
+        await two.close()
+        assert list(directory.glob("*.sock")) == []
+
+    run(test())
+
+
 def test_long_path_leads_all_to_one_private_directory(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
@@ -550,6 +586,41 @@ def test_failed_transaction_reaches_the_poster_and_stores_nothing(
         connection.execute("ALTER TABLE gone RENAME TO rooms")
         connection.close()
         assert (await store.post(draft())).message.id == "1"
+        await store.close()
+
+    run(test())
+
+
+@pytest.mark.expect_log("tornado.application", "waking other processes failed")
+def test_whatever_keeps_others_asleep_the_poster_gets_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: peers.Peers, data: bytes) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(peers.Peers, "send", fail)
+
+    async def test() -> None:
+        store = SqliteStore(tmp_path / "chat.db")
+        await store.open(lambda signal: None)
+        for number in range(2):
+            assert (await store.post(draft(number))).is_new
+        await store.close()
+
+    run(test())
+
+
+def test_store_that_cannot_write_says_so(tmp_path: Path) -> None:
+    async def test() -> None:
+        store = SqliteStore(tmp_path / "chat.db")
+        await store.open(lambda signal: None)
+        store._drafts.put(None)
+        await asyncio.to_thread(store._writer.join)
+        with pytest.raises(StoreUnavailable, match="the thread that writes has ended"):
+            await store.post(draft())
+        # What /health asks for.
+        with pytest.raises(StoreUnavailable, match="the thread that writes has ended"):
+            await store.head()
         await store.close()
 
     run(test())
