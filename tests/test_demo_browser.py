@@ -254,6 +254,32 @@ def test_page_does_not_step_down_while_the_server_is_away(
     assert said(page) == ["written while it was away"]
 
 
+def test_page_starts_again_when_the_store_was_replaced(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    port = server.port
+    pages = [window(f"{server.url}/rooms/lobby?via={way}") for way in ("auto", *WAYS)]
+    say(pages[0], "of the old store")
+    for page in pages:
+        wait_said(page, "of the old store")
+    server.close()
+    start_chat(
+        gunicorn, tmp_path / "new", workers=1, bind=f"127.0.0.1:{port}", directory=tmp_path / "2"
+    )
+    for page in pages:
+        expect_count(page, ".message", 0)
+        page.wait_for_selector("body[data-state=live]")
+    # The new store does not know the old cookies: everybody is somebody new.
+    for number, page in enumerate(pages):
+        say(page, f"of number {number}")
+        wait_said(page, f"of number {number}")
+        assert page.locator(".message.own .bubble").all_inner_texts() == [f"of number {number}"]
+    for page in pages:
+        expect_count(page, ".message:not(.pending)", len(pages))
+        assert said(page) == [f"of number {number}" for number in range(len(pages))]
+
+
 def test_message_waits_out_a_reload_of_the_page(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -271,7 +271,13 @@ function begin(name, history) {
   for (const message of messages) if (message.author === me.id) outbox.arrived(message.client_id);
   const made = (listener = new Listener(name, history.cursor, $("way").value));
   made.addEventListener("state", (event) => listener === made && showState(event.detail));
-  made.addEventListener("reset", () => listener === made && openRoom(name));
+  made.addEventListener("reset", async () => {
+    // A store that does not know our cursor need not know our cookies either.
+    const result = await request("/api/me");
+    if (listener !== made) return;
+    if (result.ok) showMe(result.body);
+    openRoom(name);
+  });
   made.addEventListener("update", (event) => {
     if (listener !== made) return;
     const update = event.detail;

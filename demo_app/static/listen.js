@@ -20,6 +20,17 @@ class Failed extends Error {
 
 class Reset extends Error {}
 
+// The Failed that `attempt` ends with, or null; whatever else it throws is thrown.
+async function failureOf(attempt) {
+  try {
+    await attempt;
+    return null;
+  } catch (error) {
+    if (error instanceof Failed) return error;
+    throw error;
+  }
+}
+
 // Events: "update" (detail: the update), "state" (detail: {state, way, pid}),
 // "reset" (our cursor means nothing to the server: start from the history).
 export class Listener extends EventTarget {
@@ -35,7 +46,9 @@ export class Listener extends EventTarget {
   start() {
     this.stopped = new AbortController();
     this.run().catch((error) => {
-      if (!this.stopped.signal.aborted) throw error;
+      if (this.stopped.signal.aborted) return;
+      if (!(error instanceof Reset)) throw error;
+      this.dispatchEvent(new CustomEvent("reset"));
     });
     return this;
   }
@@ -71,17 +84,7 @@ export class Listener extends EventTarget {
       }
       this.current = new AbortController();
       this.live = false;
-      let delay = 0;
-      try {
-        await this[this.way](this.current.signal);
-      } catch (error) {
-        if (error instanceof Reset) {
-          this.dispatchEvent(new CustomEvent("reset"));
-          return;
-        }
-        if (!(error instanceof Failed)) throw error;
-        delay = error.delayMs;
-      }
+      let failure = await failureOf(this[this.way](this.current.signal));
       if (this.stopped.signal.aborted) return;
       if (this.current.signal.aborted) continue;
 
@@ -90,34 +93,27 @@ export class Listener extends EventTarget {
         // at this moment, so do not come at exactly the same time.
         failures = 0;
         this.tell("reconnecting");
-        await this.pause(delay || Math.random() * 150);
+        await this.pause(failure?.delayMs || Math.random() * 150);
         continue;
       }
       failures += 1;
       this.tell("reconnecting");
-      if (failures >= 2 && (await this.stepDown())) {
-        failures = 0;
-        continue;
+      const next = WAYS[WAYS.indexOf(this.way) + 1];
+      if (failures >= 2 && next) {
+        // A browser does not tell scripts why a stream was refused; a poll does.
+        failure = await failureOf(this.pollOnce(0, this.current.signal));
+        if (this.current.signal.aborted) continue;
+        if (!failure && this.choice === "auto") {
+          // It is the way that fails, and not the server.
+          this.way = next;
+          this.steppedDownAt = performance.now();
+          failures = 0;
+          continue;
+        }
       }
       const backoff = Math.min(250 * 2 ** failures, MAX_DELAY_MS);
-      await this.pause(delay || backoff * (0.5 + Math.random() / 2));
+      await this.pause(failure?.delayMs || backoff * (0.5 + Math.random() / 2));
     }
-  }
-
-  // Take the next way, if it is the way that fails and not the server.
-  async stepDown() {
-    const next = WAYS[WAYS.indexOf(this.way) + 1];
-    if (this.choice !== "auto" || !next) return false;
-    try {
-      await this.pollOnce(0, this.current.signal);
-    } catch (error) {
-      if (error instanceof Failed) return false;
-      if (error instanceof Reset) return true; // the next way will meet it again
-      throw error;
-    }
-    this.way = next;
-    this.steppedDownAt = performance.now();
-    return true;
   }
 
   address(name, extra = {}) {
