@@ -114,7 +114,7 @@ class Chat:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         try:
-            await self.store.open(self.presence.on_signal)
+            await patiently(lambda: self.store.open(self.presence.on_signal))
             await patiently(self.feed.start)
             await self.presence.start()
             self.meter.start()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -75,6 +76,7 @@ CREATE TABLE IF NOT EXISTS rooms (
 );
 CREATE TABLE IF NOT EXISTS shared_values (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+NAMES = frozenset(re.findall(r"IF NOT EXISTS (\w+)", SCHEMA))
 COLUMNS = "id, room, author, name, text, client_id, sent_at"
 
 
@@ -121,7 +123,11 @@ def translated_errors() -> Iterator[None]:
 
 
 def create(path: Path) -> None:
-    """Create what is missing. Several processes may do this at the same time."""
+    """Create what is missing. Several processes may do this at the same time.
+
+    Raises StoreUnavailable when another process holds its lock for too long; what
+    does not pass by itself, such as a full disk, goes through as SQLite's error.
+    """
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -129,14 +135,20 @@ def create(path: Path) -> None:
                 # Does not wait for a lock: SQLite fails at once when another
                 # process is changing the journal mode.
                 connection.execute("PRAGMA journal_mode = WAL")
+                # Reading waits for no lock, so neither does a worker that is replaced.
+                found = connection.execute("SELECT name FROM sqlite_master")
+                if NAMES.issubset(name for (name,) in found):
+                    return
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in SCHEMA.split(";\n"):
                     connection.execute(statement)
                 connection.execute("COMMIT")
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
+            if "locked" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(str(error)) from error
             time.sleep(0.02)
 
 
@@ -387,11 +399,15 @@ class SqliteStore(Store):
 
     async def shared_value(self, name: str, proposal: str) -> str:
         def query(connection: sqlite3.Connection) -> str:
-            connection.execute(
-                "INSERT INTO shared_values VALUES (?, ?) ON CONFLICT DO NOTHING", (name, proposal)
-            )
-            row = connection.execute("SELECT value FROM shared_values WHERE name = ?", (name,))
-            return str(row.fetchone()[0])
+            ask = "SELECT value FROM shared_values WHERE name = ?"
+            row = connection.execute(ask, (name,)).fetchone()
+            if row is None:
+                connection.execute(
+                    "INSERT INTO shared_values VALUES (?, ?) ON CONFLICT DO NOTHING",
+                    (name, proposal),
+                )
+                row = connection.execute(ask, (name,)).fetchone()
+            return str(row[0])
 
         return await self._read(query)
 

@@ -12,6 +12,7 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -682,6 +683,29 @@ def test_upgrade_to_a_new_master_loses_nothing(
         while len(sent) < count:
             sent.append(await writer.post("text", f"{LONG_ENOUGH}{len(sent)}"))
             await asyncio.sleep(0.05)
+
+    run(test())
+
+
+def test_worker_is_replaced_while_the_database_is_locked(
+    gunicorn: Callable[..., GunicornProcess], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+
+    async def test() -> None:
+        async with joined(server) as (client,):
+            sent = await client.post("before", "client-id-1")
+            path = tmp_path / "data" / "chat.db"
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                posting = asyncio.create_task(client.post("during", "client-id-2"))
+                old = server.worker_pids()
+                server.signal_worker(old[0], signal.SIGKILL)
+                await until(lambda: server.worker_pids() not in (old, []))
+                # It has what was stored, and takes more when the lock is gone.
+                history = await client.ask("/api/rooms/lobby/history")
+                assert history["messages"] == [sent]
+            assert (await posting)["text"] == "during"
 
     run(test())
 

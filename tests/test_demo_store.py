@@ -7,6 +7,7 @@ processes, because they are killed, they are. Redis is a real server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -586,6 +587,25 @@ def test_failed_transaction_reaches_the_poster_and_stores_nothing(
         connection.execute("ALTER TABLE gone RENAME TO rooms")
         connection.close()
         assert (await store.post(draft())).message.id == "1"
+        await store.close()
+
+    run(test())
+
+
+def test_database_locked_before_it_has_tables_is_unavailable_and_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "BUSY_TIMEOUT_S", 0.1)
+
+    async def test() -> None:
+        store = SqliteStore(tmp_path / "chat.db")
+        with contextlib.closing(sqlite3.connect(tmp_path / "chat.db")) as other:
+            other.execute("PRAGMA journal_mode = WAL")
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="locked"):
+                await store.open(lambda signal: None)
+        await store.open(lambda signal: None)
+        assert (await store.post(draft())).is_new
         await store.close()
 
     run(test())
