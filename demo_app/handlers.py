@@ -253,9 +253,12 @@ class PollHandler(ListenHandler):
     async def get(self, room: str) -> None:
         place = await self.place(room)
         try:
-            wait_s = min(max(float(self.get_argument("wait", "inf")), 0.0), POLL_S)
+            wait_s = float(self.get_argument("wait", "inf"))
+            if math.isnan(wait_s):  # which min() and max() let through
+                raise ValueError
         except ValueError:
             raise Refusal(400, "bad_wait", "expected seconds as wait") from None
+        wait_s = min(max(wait_s, 0.0), POLL_S)
         with self.chat.listen("poll", *place) as listener:
             update = await self.wait_for(listener.next(), wait_s)
         self.set_header("X-Worker", str(os.getpid()))

@@ -354,6 +354,7 @@ def test_last_event_id_counts_more_than_the_address(server: GunicornProcess, roo
         ("after=1700000000000-0", 410, "unknown_cursor"),
         ("after=0&version=zzz", 400, "bad_version"),
         ("after=0&wait=x", 400, "bad_wait"),
+        ("after=0&wait=nan", 400, "bad_wait"),
     ],
 )
 def test_listening_from_no_place_is_refused(
