@@ -295,6 +295,27 @@ def test_message_waits_out_a_reload_of_the_page(
     assert page.locator(".pending").count() == 0
 
 
+def test_page_that_lost_its_cookies_is_somebody_new(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    say(page, "with the old cookies")
+    wait_said(page, "with the old cookies")
+    page.context.clear_cookies()
+    say(page, "with new cookies")
+    wait_said(page, "with new cookies")
+    assert page.locator(".message .bubble").all_inner_texts() == [
+        "with the old cookies",
+        "with new cookies",
+    ]
+    assert page.locator(".message.own .bubble").all_inner_texts() == ["with new cookies"]
+    # It also listens as who it is now.
+    expect_text(page, "#here", "1")
+    expect_text(page, "#people .person", page.inner_text("#my-name"))
+    expect_text(page, "#people small", "you")
+
+
 def test_html_in_messages_and_names_stays_text(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@
 
 import { Listener } from "./listen.js";
 import { Outbox } from "./outbox.js";
-import { request } from "./request.js";
+import { identity, request } from "./request.js";
 
 const $ = (id) => document.getElementById(id);
 const WAY_NAMES = { websocket: "WebSocket", sse: "server-sent events", poll: "long polling" };
@@ -178,7 +178,8 @@ function show(list) {
   const down = isDown();
   const own = list.some((message) => message.author === me.id);
   removePending();
-  for (const message of list) if (message.author === me.id) outbox.arrived(message.client_id);
+  // By its id alone: another window may have made us somebody else meanwhile.
+  for (const message of list) outbox.arrived(message.client_id);
   $("messages").append(...itemsFor(list, messages.at(-1) ?? null));
   messages.push(...list);
   if (messages.length > MAX_SHOWN && down) {
@@ -268,14 +269,14 @@ async function openRoom(name) {
 function begin(name, history) {
   messages = history.messages;
   $("earlier").hidden = !history.more;
-  for (const message of messages) if (message.author === me.id) outbox.arrived(message.client_id);
+  for (const message of messages) outbox.arrived(message.client_id);
   const made = (listener = new Listener(name, history.cursor, $("way").value));
   made.addEventListener("state", (event) => listener === made && showState(event.detail));
   made.addEventListener("reset", async () => {
     // A store that does not know our cursor need not know our cookies either.
     const result = await request("/api/me");
     if (listener !== made) return;
-    if (result.ok) showMe(result.body);
+    if (result.ok) changeMe(result.body);
     openRoom(name);
   });
   made.addEventListener("update", (event) => {
@@ -455,6 +456,15 @@ function showMe(user) {
   avatar(me.id, me.name, $("my-avatar"));
 }
 
+// A new name, or new cookies and with them a new id.
+function changeMe(user) {
+  showMe(user);
+  showAll();
+  listener?.interrupt(); // the server learns the name when we listen anew
+}
+
+identity.addEventListener("renewed", (event) => changeMe(event.detail));
+
 $("rename").addEventListener("click", () => {
   $("name").value = me.name;
   $("name-error").textContent = "";
@@ -471,9 +481,8 @@ $("name-form").addEventListener("submit", async (event) => {
     $("name-error").textContent = result.message;
     return;
   }
-  showMe(result.body);
+  changeMe(result.body);
   $("name-dialog").close();
-  listener?.interrupt(); // the server learns the name when we listen anew
 });
 
 // -- around -----------------------------------------------------------------

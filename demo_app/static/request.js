@@ -4,6 +4,20 @@ function xsrfToken() {
   return document.cookie.match(/(?:^|; )_xsrf=([^;]*)/)?.[1] ?? "";
 }
 
+// Event: "renewed" (detail: {id, name}): our cookies were gone, and with them who we were.
+export const identity = new EventTarget();
+
+let renewal = null;
+
+// Once for all requests that are refused together: each would be given cookies of its own.
+function renew() {
+  renewal ??= request("/api/me").then((result) => {
+    renewal = null;
+    if (result.ok) identity.dispatchEvent(new CustomEvent("renewed", { detail: result.body }));
+  });
+  return renewal;
+}
+
 // Returns {ok, body} or {ok: false, message, code, mayRetry, retryAfterMs}; never throws.
 // With `body` it is a POST.
 export async function request(address, { body, timeoutMs = 15000, signal, again = true } = {}) {
@@ -31,7 +45,7 @@ export async function request(address, { body, timeoutMs = 15000, signal, again 
   const { code = "", message = "the request failed" } = answer?.error ?? {};
   if (code === "xsrf" && again) {
     // Our cookies are gone or out of date: get new ones.
-    await request("/api/me");
+    await renew();
     return request(address, { body, timeoutMs, signal, again: false });
   }
   return {
