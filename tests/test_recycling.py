@@ -118,6 +118,39 @@ def test_workers_are_replaced_one_at_a_time_in_any_order(gunicorn):
     assert server.count_log("SIGKILL|was sent|Traceback|no replacement") == 0
 
 
+def test_next_worker_is_not_replaced_before_the_arbiter_has_heard_of_the_last(gunicorn):
+    server = gunicorn(
+        APP,
+        args=["--max-requests", "5", "--workers", "2"],
+        config="""
+        import os, signal, time
+
+        def pause():
+            # As if the arbiter had its turn when a replacement has long been up.
+            held = [signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU]
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+            time.sleep(1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        os.register_at_fork(after_in_parent=pause)
+
+        def nworkers_changed(arbiter, new, old):
+            arbiter.log.info("number of workers: %s", new)
+        """,
+    )
+    first = set(server.wait_workers(2))
+    while first & set(server.worker_pids()):
+        if server.count_log("Autorestarting") < 2:
+            visit(server, 1)
+        else:
+            time.sleep(0.1)
+    wait_settled(server, 2)
+    replaced = server.count_log("Autorestarting")
+    assert server.count_log("Booting worker") == 2 + replaced
+    numbers = re.findall(r"number of workers: (\d+)", server.log)
+    assert numbers == ["2"] + ["3", "2"] * replaced
+
+
 def test_worker_leaves_without_a_replacement_when_none_comes_in_time(gunicorn):
     server = gunicorn(
         APP,

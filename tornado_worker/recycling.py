@@ -87,6 +87,14 @@ class Recycler:
             self._ask(-1)
         return replaced
 
+    async def counted_out(self) -> None:
+        """Return when the arbiter has heard that it is to have one worker less.
+
+        One that were gone before would be replaced a second time.
+        """
+        while self._siblings.is_announced(-1):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+
     def check(self) -> None:
         """Put the arbiter's number of workers right. Call about once a second."""
         siblings = self._siblings

@@ -349,12 +349,14 @@ class TornadoWorker(SignalHandlers):
 
         if self._row is None:
             on_asked()
-        elif not await self._recycler.replace(self.RECYCLE_TIMEOUT, on_asked):
-            self.log.warning(
-                "Leaving after %d requests although no replacement has come in %g s",
-                self.nr,
-                self.RECYCLE_TIMEOUT,
-            )
+        else:
+            if not await self._recycler.replace(self.RECYCLE_TIMEOUT, on_asked):
+                self.log.warning(
+                    "Leaving after %d requests although no replacement has come in %g s",
+                    self.nr,
+                    self.RECYCLE_TIMEOUT,
+                )
+            await self._recycler.counted_out()
         self._begin_drain()
 
     def _set_state(self, state: int) -> None:
