@@ -235,6 +235,12 @@ class Chat:
             for name in names
         ]
 
+    def rename(self, user: User, name: object) -> User:
+        renamed = User(user.id, self.check_name(name))
+        self._take_posts(user.id, 1.0)  # all workers hear of it, as of a message
+        self.presence.rename(renamed.id, renamed.name)
+        return renamed
+
     def type(self, room: str, user: User) -> None:
         self.check_room(room)
         self._take_posts(user.id, TYPING_IN_POSTS)

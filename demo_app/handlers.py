@@ -157,7 +157,7 @@ class MeHandler(BaseHandler):
         self.answer(self.current_user)
 
     def post(self) -> None:
-        user = User(self.current_user.id, self.chat.check_name(self.json_body().get("name")))
+        user = self.chat.rename(self.current_user, self.json_body().get("name"))
         self.remember(user)
         self.answer(user)
 

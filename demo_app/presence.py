@@ -112,11 +112,17 @@ class Presence:
         self._on_typing(room, user, name)
         self._store.signal({"kind": "typing", "room": room, "user": user, "name": name})
 
+    def rename(self, user: str, name: str) -> None:
+        self._on_renamed(user, name)
+        self._store.signal({"kind": "renamed", "user": user, "name": name})
+
     # -- what others tell -----------------------------------------------------
 
     def on_signal(self, signal: Signal) -> None:
         if signal["kind"] == "typing":
             self._on_typing(signal["room"], signal["user"], signal["name"])
+        elif signal["kind"] == "renamed":
+            self._on_renamed(signal["user"], signal["name"])
         elif signal["kind"] == "report":
             self._others_changed = True
             self._wake.set()
@@ -135,6 +141,14 @@ class Presence:
         typing[user] = (name, time.monotonic() + TYPING_S)
         if is_new:
             self._wake.set()
+
+    def _on_renamed(self, user: str, name: str) -> None:
+        # Who keeps listening keeps the cookie with which that began, and its name.
+        for room, people in self._people.items():
+            if user in people:
+                people[user].name = name
+                self._set_state(self._feed.room(room))
+                self._change_own()
 
     # -- the task -------------------------------------------------------------
 

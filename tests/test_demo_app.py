@@ -16,6 +16,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,28 @@ def test_who_is_here_and_who_types_is_known_in_all_workers(
             await first.post("done", "client-id-1")
             for client in clients:
                 await until(lambda client=client: client.state["typing"] == [])
+
+    run(test())
+
+
+def test_new_name_is_known_in_all_workers_while_they_listen(
+    server: GunicornProcess, room: str
+) -> None:
+    async def test() -> None:
+        async with joined(server, room) as (client,), contextlib.AsyncExitStack() as stack:
+            # As many connections of one person as it takes to be in both workers.
+            places: list[ChatClient] = []
+            while len({pid for place in places for pid in place.pids}) < 2:
+                place = replace(client, idle=[], pids=[])
+                await stack.enter_async_context(listening(place, "websocket"))
+                await until(lambda place=place: place.pids)
+                places.append(place)
+            response = await client.fetch("/api/me", {"name": "Ada Lovelace"})
+            assert response.status == 200
+            renamed = [{"id": client.id, "name": "Ada Lovelace"}]
+            for place in places:
+                await until(lambda place=place: place.state.get("people") == renamed)
+                assert len(place.pids) == 1  # by the connection that it had
 
     run(test())
 

@@ -65,16 +65,22 @@ def browser() -> Iterator[Browser]:
 def window(browser: Browser) -> Iterator[Callable[..., Page]]:
     """A function that opens a window of a person of their own.
 
-    A page that logs an error or breaks the security policy fails the test.
+    With `beside` it is another window of the same browser, as of one person. A page
+    that logs an error or breaks the security policy fails the test.
     """
     contexts = []
     errors: list[str] = []
     pages: list[Page] = []
 
-    def open_window(url: str, *, wait: bool = True, **options: Any) -> Page:
-        context = browser.new_context(**options)
-        context.set_default_timeout(TIMEOUT_MS)
-        contexts.append(context)
+    def open_window(
+        url: str, *, wait: bool = True, beside: Page | None = None, **options: Any
+    ) -> Page:
+        if beside is not None:
+            context = beside.context
+        else:
+            context = browser.new_context(**options)
+            context.set_default_timeout(TIMEOUT_MS)
+            contexts.append(context)
         page = context.new_page()
         pages.append(page)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -316,6 +322,29 @@ def test_page_that_lost_its_cookies_is_somebody_new(
     expect_text(page, "#people small", "you")
 
 
+def test_all_windows_of_a_person_have_the_new_name(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data")
+    one = window(f"{server.url}/rooms/lobby")
+    two = window(f"{server.url}/rooms/lobby", beside=one)
+    other = window(f"{server.url}/rooms/lobby")
+    one.click("#rename")
+    one.fill("#name", "Ada")
+    one.click("#name-form button[type=submit]")
+    names = sorted(["Ada", other.inner_text("#my-name")], key=str.casefold)
+    for page in (one, two):
+        expect_text(page, "#my-name", "Ada")
+    for page in (one, two, other):
+        expect_texts(page, "#people .person", names)
+    # The window in which nothing was done is the same person, under the same name.
+    say(two, "from the second window")
+    for page in (one, two):
+        wait_said(page, "from the second window")
+        assert page.locator(".message.own .bubble").count() == 1
+    expect_text(other, ".message .name", "Ada")
+
+
 def test_html_in_messages_and_names_stays_text(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:
@@ -479,6 +508,12 @@ def test_status_page_shows_the_workers(
     rows = page.locator("#workers tr")
     pids = {row.split()[0] for row in rows.all_inner_texts()}
     assert pids == set(map(str, server.worker_pids()))
+
+
+def expect_texts(page: Page, selector: str, texts: list[str]) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_text(texts, timeout=TIMEOUT_MS)
 
 
 def expect_count(page: Page, selector: str, count: int) -> None:

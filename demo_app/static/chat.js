@@ -456,14 +456,23 @@ function showMe(user) {
   avatar(me.id, me.name, $("my-avatar"));
 }
 
+// All windows of a browser have the same cookies, and so are the same person.
+const windows = new BroadcastChannel("chat-me");
+
 // A new name, or new cookies and with them a new id.
 function changeMe(user) {
   showMe(user);
   showAll();
-  listener?.interrupt(); // the server learns the name when we listen anew
+  listener?.interrupt(); // so that we listen with the cookies that we have now
 }
 
-identity.addEventListener("renewed", (event) => changeMe(event.detail));
+function tellMe(user) {
+  changeMe(user);
+  windows.postMessage(user);
+}
+
+windows.addEventListener("message", (event) => changeMe(event.data));
+identity.addEventListener("renewed", (event) => tellMe(event.detail));
 
 $("rename").addEventListener("click", () => {
   $("name").value = me.name;
@@ -481,7 +490,7 @@ $("name-form").addEventListener("submit", async (event) => {
     $("name-error").textContent = result.message;
     return;
   }
-  changeMe(result.body);
+  tellMe(result.body);
   $("name-dialog").close();
 });
 
