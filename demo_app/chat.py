@@ -246,19 +246,11 @@ class Chat:
         self._take_posts(user.id, TYPING_IN_POSTS)
         self.presence.type(room, user.id, user.name)
 
-    async def check_place(self, room: str, user: User, cursor: str, version: str) -> None:
-        """Refuse to listen from a place that is none, or too often at once."""
+    async def check_place(self, room: str, cursor: str, version: str) -> None:
+        """Refuse to listen from a place that is none."""
         self.check_room(room)
         if not VERSION.fullmatch(version):
             raise Refusal(400, "bad_version", "expected the version of an earlier update")
-        if self.presence.listening(user.id) >= self.limits.max_listening:
-            raise Refusal(
-                429,
-                "too_many_windows",
-                f"you are listening {self.limits.max_listening} times already;"
-                " close another window",
-                retry_after_s=10.0,
-            )
         try:
             await self.feed.check(cursor)
         except UnknownCursor as error:
@@ -269,7 +261,19 @@ class Chat:
     def listen(
         self, kind: str, room: str, user: User, cursor: str, version: str
     ) -> Iterator[Listener]:
-        """Be in `room` while inside, and get its updates from the Listener."""
+        """Be in `room` while inside, and get its updates from the Listener.
+
+        Refuses to listen too often at once, here, where it is counted: so that
+        many that come together cannot all pass before the first of them counts.
+        """
+        if self.presence.listening(user.id) >= self.limits.max_listening:
+            raise Refusal(
+                429,
+                "too_many_windows",
+                f"you are listening {self.limits.max_listening} times already;"
+                " close another window",
+                retry_after_s=10.0,
+            )
         place = self.feed.room(room)
         place.listeners += 1
         self.meter.listening[kind] += 1

@@ -7,6 +7,7 @@ handlers know `Chat` and Tornado, never which store is behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -214,7 +215,7 @@ class ListenHandler(BaseHandler):
         cursor = self.request.headers.get("Last-Event-ID") or self.get_argument("after")
         version = self.get_argument("version", "")
         user = self.current_user
-        await self.chat.check_place(room, user, cursor, version)
+        await self.chat.check_place(room, cursor, version)
         return room, user, cursor, version
 
     async def wait_for(self, update: Any, timeout_s: float) -> Update | None:
@@ -319,9 +320,14 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
 
     async def prepare(self) -> None:
         super().prepare()
+        self._listening = contextlib.ExitStack()
         # Before the upgrade, so that a refusal is an HTTP answer.
         if "Upgrade" in self.request.headers:
-            self._place = await self.place(self.path_args[0])
+            place = await self.place(self.path_args[0])
+            if self.has_gone():
+                raise tornado.web.Finish
+            listener = self.chat.listen("websocket", *place)
+            self._listener = self._listening.enter_context(listener)
 
     def open(self, room: str) -> None:
         self.set_nodelay(True)
@@ -329,11 +335,11 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
 
     async def _serve(self) -> None:
         try:
-            with self.chat.listen("websocket", *self._place) as listener:
-                await self._pass_on(listener)
+            await self._pass_on(self._listener)
         except (tornado.websocket.WebSocketClosedError, StoreUnavailable):
             pass
         finally:
+            self._listening.close()
             # Whatever has ended this, the client must learn of it and come back.
             self.close(1011)
 
@@ -353,7 +359,13 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
     def on_message(self, message: str | bytes) -> None:
         self.close(1003, "this socket only listens")
 
+    def on_finish(self) -> None:
+        if self.get_status() != 101:  # no upgrade, so on_close() will not be called
+            self._listening.close()
+
     def on_close(self) -> None:
+        self.leave()
+        self._listening.close()
         if self._task is not None:
             self._task.cancel()
 

@@ -367,33 +367,67 @@ def test_listening_from_no_place_is_refused(
         assert (response.status, json.loads(response.body)["error"]["code"]) == (status, code)
 
 
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
 def test_websocket_from_another_site_is_refused(server: GunicornProcess) -> None:
-    upgrade = {
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        "Origin": "https://evil.example",
-    }
-    assert server.request("/api/rooms/lobby/socket?after=0", headers=upgrade).status == 403
+    headers = {**UPGRADE, "Origin": "https://evil.example"}
+    assert server.request("/api/rooms/lobby/socket?after=0", headers=headers).status == 403
 
 
-def test_one_person_cannot_take_all_connections(server: GunicornProcess, room: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "fields", "accepted"), [("events", {}, 200), ("socket", UPGRADE, 101)]
+)
+def test_one_person_cannot_take_all_connections(
+    server: GunicornProcess, room: str, way: str, fields: dict[str, str], accepted: int
+) -> None:
     async def test() -> None:
         async with joined(server, room) as (client,):
             # Two workers, twelve each.
             streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(30)]
             statuses = await asyncio.gather(
-                *(client._ask(pair, client.path("events"), None, {}) for pair in streams)
+                *(client._ask(pair, client.path(way), None, fields) for pair in streams)
             )
             counts = [status for status, _ in statuses]
-            assert 200 in counts and 429 in counts
-            assert counts.count(200) <= 24
+            assert accepted in counts and 429 in counts
+            assert counts.count(accepted) <= 24
             refused = next(headers for status, headers in statuses if status == 429)
             assert refused["Retry-After"] == "10"
             for _, writer in streams:
                 writer.close()
                 await writer.wait_closed()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({**UPGRADE, "Origin": "https://evil.example"}, 403),
+        ({**UPGRADE, "Sec-WebSocket-Version": "7"}, 426),
+        (UPGRADE, 101),
+    ],
+)
+def test_websocket_that_is_refused_or_lost_takes_no_place(
+    server: GunicornProcess, room: str, fields: dict[str, str], status: int
+) -> None:
+    async def test() -> None:
+        async with joined(server, room) as (client,):
+            # More than there is room for, in both workers; the next one comes
+            # when the one before is forgotten.
+            for _ in range(30):
+                found = 429
+                while found == 429:
+                    pair = await client._open()
+                    found, _ = await client._ask(pair, client.path("socket"), None, fields)
+                    pair[1].close()
+                    await pair[1].wait_closed()
+                assert found == status
 
     run(test())
 
