@@ -282,12 +282,19 @@ class RedisStore(Store):
                             self._on_published(message["data"])
             except (RedisError, OSError):
                 pass  # signals may be lost; whoever follows the log complains
+            except Exception:
+                # Broad: whatever is published, even bytes that are no text, the
+                # signals that follow it must arrive.
+                log.exception("listening to signals failed")
             await asyncio.sleep(1.0)
 
     def _on_published(self, data: str) -> None:
-        signal = json.loads(data)
-        if signal["from"] != self._name:
-            self._on_signal(signal)
+        try:
+            signal = json.loads(data)
+            if signal["from"] != self._name:
+                self._on_signal(signal)
+        except (ValueError, TypeError, KeyError):
+            log.warning("ignoring a malformed signal: %r", data[:80])
 
     async def report(self, report: WorkerReport) -> None:
         with translated_errors():

@@ -423,6 +423,30 @@ def test_signals_reach_other_processes_only(open_store: OpenStore) -> None:
     run(test())
 
 
+@pytest.mark.expect_log("tornado.application", "ignoring a malformed signal")
+@pytest.mark.expect_log("tornado.application", "listening to signals failed")
+def test_malformed_signal_on_redis_does_not_end_those_that_follow(redis_url: str) -> None:
+    async def test() -> None:
+        from demo_app.redis_store import SIGNALS, RedisStore
+
+        rooms: list[str] = []
+        one, two = RedisStore(redis_url), RedisStore(redis_url)
+        await one.open(lambda signal: None)
+        await two.open(lambda signal: rooms.append(signal["room"]))
+        for data in ["x", "[]", "{}", '{"from": "x", "kind": "typing"}', b"\xff", None]:
+            rooms.clear()
+            # Again and again: until it is subscribed signals are lost.
+            while not rooms:
+                one.signal({"kind": "typing", "room": "lobby"})
+                await asyncio.sleep(0.05)
+            if data is not None:
+                await one._client.publish(SIGNALS, data)
+        await one.close()
+        await two.close()
+
+    run(test())
+
+
 def test_reports_of_all_are_seen_until_out_of_date(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
