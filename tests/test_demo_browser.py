@@ -432,6 +432,29 @@ def test_limits_are_shown_before_and_after_sending(
     expect_count(page, ".message", 0)
 
 
+def test_page_says_why_it_is_kept_out(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    env = {"CHAT_MAX_LISTENING": "1"}
+    server = start_chat(gunicorn, tmp_path / "data", workers=1, env=env)
+    one = window(f"{server.url}/rooms/lobby")
+    two = window(f"{server.url}/rooms/lobby", beside=one, wait=False)
+    for way in WAYS:
+        two.goto(f"{server.url}/rooms/lobby?via={way}")
+        expect_text(
+            two,
+            "#status",
+            "Reconnecting: you are listening 1 times already; close another window",
+        )
+    two.set_viewport_size({"width": 320, "height": 640})
+    assert two.evaluate("document.documentElement.scrollWidth") == 320
+    assert two.locator("#status").bounding_box()["width"] > 100
+    one.close()
+    two.wait_for_selector("body[data-state=live]")
+    expect_text(two, "#status", "Live by long polling")
+    assert two.locator("#status").bounding_box()["width"] == 1
+
+
 def test_keyboard_is_enough(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -388,7 +388,7 @@ function showState(detail) {
 function showStateNow({ state, way, pid, message }) {
   const words = {
     connecting: "Connecting…",
-    reconnecting: "Reconnecting…",
+    reconnecting: message ? `Reconnecting: ${message}` : "Reconnecting…",
     live: `Live by ${WAY_NAMES[way]}`,
     offline: `Offline: ${message}`,
   };

@@ -31,7 +31,7 @@ async function failureOf(attempt) {
   }
 }
 
-// Events: "update" (detail: the update), "state" (detail: {state, way, pid}),
+// Events: "update" (detail: the update), "state" (detail: {state, way, pid, message}),
 // "reset" (our cursor means nothing to the server: start from the history).
 export class Listener extends EventTarget {
   constructor(room, cursor, choice) {
@@ -77,6 +77,7 @@ export class Listener extends EventTarget {
 
   async run() {
     let failures = 0;
+    this.tell("connecting");
     while (!this.stopped.signal.aborted) {
       if (this.choice === "auto" && performance.now() - this.steppedDownAt > TRY_BETTER_MS) {
         this.way = WAYS[0];
@@ -92,12 +93,11 @@ export class Listener extends EventTarget {
         // It worked and ended: a restart, most likely. All clients come back
         // at this moment, so do not come at exactly the same time.
         failures = 0;
-        this.tell("reconnecting");
+        this.tell("reconnecting", failure?.message);
         await this.pause(failure?.delayMs || Math.random() * 150);
         continue;
       }
       failures += 1;
-      this.tell("reconnecting");
       const next = WAYS[WAYS.indexOf(this.way) + 1];
       if (failures >= 2 && next) {
         // A browser does not tell scripts why a stream was refused; a poll does.
@@ -111,6 +111,7 @@ export class Listener extends EventTarget {
           continue;
         }
       }
+      this.tell("reconnecting", failure?.message);
       const backoff = Math.min(250 * 2 ** failures, MAX_DELAY_MS);
       await this.pause(failure?.delayMs || backoff * (0.5 + Math.random() / 2));
     }
@@ -121,8 +122,9 @@ export class Listener extends EventTarget {
     return `/api/rooms/${encodeURIComponent(this.room)}/${name}?${query}`;
   }
 
-  tell(state) {
-    this.dispatchEvent(new CustomEvent("state", { detail: { state, way: this.way, pid: this.pid } }));
+  tell(state, message) {
+    const { way, pid } = this;
+    this.dispatchEvent(new CustomEvent("state", { detail: { state, way, pid, message } }));
   }
 
   // Any sign of life: from now on this way counts as working.
@@ -170,11 +172,11 @@ export class Listener extends EventTarget {
     // Longer than the server holds a poll: only a dead connection comes to this.
     const limit = AbortSignal.any([signal, AbortSignal.timeout(waitS * 1000 + 15000)]);
     try {
-      if (waitS && this.heardAt === undefined) this.tell("connecting");
       response = await fetch(this.address("poll", { wait: waitS }), { signal: limit, cache: "no-store" });
       body = await response.json();
-    } catch (error) {
-      throw new Failed(String(error));
+    } catch {
+      // No answer, or one that is not ours: a proxy's page while the server restarts.
+      throw new Failed("the server cannot be reached");
     }
     if (response.status === 410) throw new Reset();
     if (!response.ok) throw new Failed(body.error?.message, 1000 * (response.headers.get("Retry-After") ?? 0));
@@ -220,7 +222,6 @@ export class Listener extends EventTarget {
 
   // Run one connection that `open` makes; end it when it is silent for too long.
   stream(signal, open) {
-    if (this.heardAt === undefined) this.tell("connecting");
     return new Promise((resolve, reject) => {
       let timer;
       let close = () => {};
