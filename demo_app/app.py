@@ -18,7 +18,7 @@ import tornado.web
 from tornado.routing import AnyMatches, PathMatches, Rule, RuleRouter
 
 from demo_app.archive import make_archive
-from demo_app.chat import Chat, Limits, patiently
+from demo_app.chat import DEFAULT_ROOMS, Chat, Limits, patiently
 from demo_app.handlers import AssetHandler, NotFoundHandler, routes
 from demo_app.store import Store
 from tornado_worker import WSGIContainer, draining
@@ -35,12 +35,14 @@ def make_store(environ: Mapping[str, str], limits: Limits) -> Store:
         # Only here: SQLite users need no Redis client.
         from demo_app.redis_store import RedisStore
 
-        return RedisStore(url, max_rooms=limits.max_rooms)
+        return RedisStore(url, max_rooms=limits.max_rooms, default_rooms=DEFAULT_ROOMS)
     from demo_app.sqlite_store import SqliteStore
 
     directory = Path(environ.get("CHAT_DATA") or HERE / "data")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return SqliteStore(directory / "chat.db", max_rooms=limits.max_rooms)
+    return SqliteStore(
+        directory / "chat.db", max_rooms=limits.max_rooms, default_rooms=DEFAULT_ROOMS
+    )
 
 
 @contextlib.asynccontextmanager

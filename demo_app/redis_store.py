@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +66,7 @@ local log, room, counts, lasts, sent = unpack(KEYS)
 local room_name, digest, max_rooms, log_length, sent_valid_s = unpack(ARGV, 1, 5)
 local known = redis.call('GET', sent)
 if known then return {'known', known} end
-if redis.call('HEXISTS', counts, room_name) == 0
+if max_rooms ~= '' and redis.call('HEXISTS', counts, room_name) == 0
     and redis.call('HLEN', counts) >= tonumber(max_rooms) then
   return {'full', tostring(redis.call('HLEN', counts))}
 end
@@ -112,11 +112,17 @@ def translated_errors() -> Iterator[None]:
 
 
 class RedisStore(Store):
-    """See Store. `url` is as redis-py takes it: redis://host:port/db, rediss://, unix://."""
+    """See Store. `url` is as redis-py takes it: redis://host:port/db, rediss://, unix://.
 
-    def __init__(self, url: str, *, max_rooms: int = 200) -> None:
+    `default_rooms` may be opened however many there are.
+    """
+
+    def __init__(
+        self, url: str, *, max_rooms: int = 200, default_rooms: Collection[str] = ()
+    ) -> None:
         self._url = url
         self._max_rooms = max_rooms
+        self._default_rooms = default_rooms
         self._name = secrets.token_hex(8)
         self._archive = RedisArchive(url)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,7 +190,7 @@ class RedisStore(Store):
                 args=[
                     draft.room,
                     digest,
-                    self._max_rooms,
+                    "" if draft.room in self._default_rooms else self._max_rooms,
                     LOG_LENGTH,
                     SENT_VALID_S,
                     *(part for pair in fields.items() for part in pair),

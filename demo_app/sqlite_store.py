@@ -16,7 +16,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -164,11 +164,17 @@ def message_of(row: tuple[Any, ...]) -> Message:
 
 
 class SqliteStore(Store):
-    """See Store. `path` is the database file; its directory must exist."""
+    """See Store. `path` is the database file; its directory must exist.
 
-    def __init__(self, path: Path, *, max_rooms: int = 200) -> None:
+    `default_rooms` may be opened however many there are.
+    """
+
+    def __init__(
+        self, path: Path, *, max_rooms: int = 200, default_rooms: Collection[str] = ()
+    ) -> None:
         self._path = path
         self._max_rooms = max_rooms
+        self._default_rooms = default_rooms
         self._archive = SqliteArchive(path)
         self._drafts: queue.SimpleQueue[tuple[Draft, asyncio.Future[Posted]] | None] = (
             queue.SimpleQueue()
@@ -278,7 +284,7 @@ class SqliteStore(Store):
                 return Conflict("this client_id was used for another message")
             return Posted(stored, False)
         known = connection.execute("SELECT 1 FROM rooms WHERE room = ?", (draft.room,)).fetchone()
-        if known is None:
+        if known is None and draft.room not in self._default_rooms:
             (rooms,) = connection.execute("SELECT count(*) FROM rooms").fetchone()
             if rooms >= self._max_rooms:
                 return TooManyRooms(f"there are {rooms} rooms already, which is the limit")

@@ -172,6 +172,18 @@ def test_one_room_too_many_is_refused_and_the_rest_goes_on(open_store: OpenStore
     run(test())
 
 
+def test_default_room_is_opened_however_many_there_are(open_store: OpenStore) -> None:
+    async def test() -> None:
+        async with open_store(max_rooms=1, default_rooms=["lobby", "random"]) as store:
+            await store.post(draft(1, "a"))
+            assert (await store.post(draft(2, "lobby"))).is_new
+            assert (await store.post(draft(3, "random"))).is_new
+            with pytest.raises(TooManyRooms, match="there are 3 rooms already"):
+                await store.post(draft(4, "b"))
+
+    run(test())
+
+
 # -- order ---------------------------------------------------------------------
 
 
