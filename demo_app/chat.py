@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import secrets
 import time
@@ -88,11 +89,23 @@ class Limits:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Limits:
+        """Raise ValueError for a limit that is no positive number."""
         values: dict[str, Any] = {}
         for name, default in cls().as_dict().items():
-            text = environ.get(f"CHAT_{name.upper()}")
-            if text is not None:
-                values[name] = type(default)(text)
+            variable = f"CHAT_{name.upper()}"
+            text = environ.get(variable)
+            if text is None:
+                continue
+            kind = type(default)
+            try:
+                values[name] = kind(text)
+                if not 0 < values[name] < math.inf:  # which refuses NaN, too
+                    raise ValueError
+            except ValueError:
+                expected = "a whole number" if kind is int else "a number"
+                raise ValueError(
+                    f"invalid {variable}: expected {expected} above 0; got {text!r}"
+                ) from None
         return cls(**values)
 
     def as_dict(self) -> dict[str, float]:

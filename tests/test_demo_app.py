@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from demo_app.chat import Limits
 from demo_client import WAYS, ChatClient
 from demo_process import free_port, need_module, run_redis, start_chat
 from gunicorn_process import GunicornProcess
@@ -519,6 +520,23 @@ def test_limits_come_from_the_environment(
             await three.post("7", "client-id-7")
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("CHAT_POSTS_PER_S", "0", "a number"),
+        ("CHAT_POSTS_PER_S", "nan", "a number"),
+        ("CHAT_POSTS_PER_S", "inf", "a number"),
+        ("CHAT_POSTS_AT_ONCE", "-1", "a whole number"),
+        ("CHAT_MAX_TEXT", "2.5", "a whole number"),
+        ("CHAT_MAX_ROOMS", "", "a whole number"),
+    ],
+)
+def test_limit_that_is_no_positive_number_is_named(name: str, text: str, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Limits.from_environ({name: text})
+    assert str(caught.value) == f"invalid {name}: expected {expected} above 0; got {text!r}"
 
 
 # -- archive and status --------------------------------------------------------
