@@ -103,6 +103,13 @@ def entry_id(cursor: str) -> str:
     return "-".join(map(str, parts))
 
 
+def end_before(cursor: str) -> str:
+    """Return the end of a range of entries that lie before the cursor."""
+    id = entry_id(cursor)
+    # Redis knows no range that ends before 0-0; nothing is there anyway.
+    return id if id == "0-0" else "(" + id
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     try:
@@ -203,6 +210,9 @@ class RedisStore(Store):
             id, _, known = value.partition(" ")
             if known != digest:
                 raise Conflict("this client_id was used for another message")
+            # The name may have been another one then.
+            with translated_errors():
+                [(_, fields)] = await self._client.xrange(room_key(draft.room), id, id)
         return Posted(message_of((id, fields)), outcome == "new")
 
     async def head(self) -> str:
@@ -247,7 +257,7 @@ class RedisStore(Store):
         # First the cursor, then what lies up to it: what is stored between the
         # two comes through listening.
         cursor = await self.head()
-        last = cursor if before is None else "(" + entry_id(before)
+        last = cursor if before is None else end_before(before)
         with translated_errors():
             entries: list[Entry] = await self._client.xrevrange(
                 room_key(room), last, "-", limit + 1
@@ -340,7 +350,7 @@ class RedisArchive(Archive):
         self, room: str, words: str, before: str | None, limit: int
     ) -> tuple[list[Message], bool]:
         folded = words.casefold().split()
-        last = "+" if before is None else "(" + entry_id(before)
+        last = "+" if before is None else end_before(before)
         found: list[Message] = []
         with translated_errors():
             while len(found) <= limit:

@@ -18,6 +18,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_same_client_id_of_other_author_is_another_message(open_store: OpenStore
         async with open_store() as store:
             assert (await store.post(draft(author="ann"))).is_new
             assert (await store.post(draft(author="bob"))).is_new
+
+    run(test())
+
+
+def test_repeated_post_is_answered_as_it_was_stored(open_store: OpenStore) -> None:
+    async def test() -> None:
+        async with open_store() as store:
+            first = await store.post(draft())
+            again = await store.post(replace(draft(), name="Renamed"))
+            assert again == Posted(first.message, False)
 
     run(test())
 
@@ -532,6 +543,19 @@ def test_newest_says_what_lies_before(open_store: OpenStore) -> None:
             assert texts(await store.read("lobby", before, 10)) == texts(found)
             whole, found = await store.newest(5)
             assert (whole, len(found)) == (start, 5)
+
+    run(test())
+
+
+def test_before_the_first_message_there_is_nothing(open_store: OpenStore) -> None:
+    async def test() -> None:
+        async with open_store() as store:
+            zero = await store.head()
+            first = (await store.post(draft())).message.id
+            for before in (zero, "0", first):
+                found = await store.history("lobby", before, 10)
+                assert (found.messages, found.more) == ([], False)
+                assert store.archive.search("lobby", "", before, 10) == ([], False)
 
     run(test())
 
