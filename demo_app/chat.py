@@ -43,6 +43,8 @@ ROOM = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 VERSION = re.compile(r"[0-9a-f]{0,12}")
 DEFAULT_ROOMS = ("lobby", "tornado", "random")
+# Letters and symbols to Unicode that show nothing: fillers of Hangul, empty Braille.
+BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
 MAX_BUCKETS = 10_000
 TYPING_IN_POSTS = 0.2  # what telling that one types takes of the right to post
 
@@ -161,7 +163,7 @@ class Chat:
         if not isinstance(name, str):
             raise Refusal(400, "bad_name", "expected a name as a string")
         name = " ".join(check_characters(name, "bad_name").split())
-        if not name or any(is_invisible(letter) for letter in name):
+        if not any(map(is_visible, name)) or any(map(is_invisible, name)):
             raise Refusal(400, "bad_name", "a name has visible characters, and only those")
         if len(name) > self.limits.max_name:
             raise Refusal(
@@ -175,7 +177,7 @@ class Chat:
         if not isinstance(text, str):
             raise Refusal(400, "bad_text", "expected the text as a string")
         text = check_characters(text, "bad_text").replace("\r\n", "\n").strip()
-        if not text:
+        if not any(map(is_visible, text)):
             raise Refusal(400, "empty_text", "the message is empty")
         if len(text) > self.limits.max_text:
             raise Refusal(
@@ -324,11 +326,20 @@ def is_invisible(letter: str) -> bool:
     )
 
 
+def is_visible(letter: str) -> bool:
+    """Tell whether a text of this letter alone shows something."""
+    # Not a control, format, surrogate, separator or mark. Unassigned ones pass:
+    # they may be the emoji of a newer Unicode than Python's.
+    category = unicodedata.category(letter)
+    return category[0] not in "MZ" and category not in ("Cc", "Cf", "Cs") and letter not in BLANKS
+
+
 def check_characters(text: str, code: str) -> str:
     # JSON can carry half a surrogate pair, which UTF-8 and SQLite cannot; other
     # control characters would reach terminals through the exported files.
     if any(
-        (c < " " and c not in "\n\r\t") or "\ud800" <= c <= "\udfff" or c == "\x7f" for c in text
+        (c < " " and c not in "\n\r\t") or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff"
+        for c in text
     ):
         raise Refusal(400, code, "control characters are not allowed")
     return text

@@ -187,6 +187,9 @@ def test_post_without_the_right_token_is_refused(
         ({"text": "x" * 2001}, 413, "text_too_long"),
         ({"text": "a\x00b"}, 400, "bad_text"),
         ({"text": "a\x1b[31mb"}, 400, "bad_text"),
+        ({"text": "a\x9b31mb"}, 400, "bad_text"),
+        ({"text": "\u200b"}, 400, "empty_text"),
+        ({"text": "\ufeff \u3164\u0301"}, 400, "empty_text"),
         ({"text": "\ud800"}, 400, "bad_text"),
         ({"text": "x"}, 400, "bad_client_id"),
         ({"text": "x", "client_id": "short"}, 400, "bad_client_id"),
@@ -271,9 +274,17 @@ def test_name_is_changed_for_later_messages(server: GunicornProcess, room: str) 
                 ("x" * 33, "name_too_long"),
                 ("\u202etxt", "bad_name"),
                 ("a\nb\x00", "bad_name"),
+                ("a\x85b", "bad_name"),
+                ("\u200d", "bad_name"),
+                ("\ufe0f", "bad_name"),
+                ("\u0301\u0301", "bad_name"),
+                ("\u3164 \u2800", "bad_name"),
             ]:
                 response = await client.fetch("/api/me", {"name": name})
                 assert (response.status, response.json()["error"]["code"]) == (400, code)
+            for name in ("נעמי", "Zoë", "Zoe\u0308", "👩\u200d💻", "1\ufe0f\u20e3", "नीता"):
+                response = await client.fetch("/api/me", {"name": name})
+                assert (response.status, response.json()["name"]) == (200, name)
             response = await client.fetch("/api/me", {"name": "  Ada \n Lovelace "})
             assert response.json() == {"id": client.id, "name": "Ada Lovelace"}
             cookie = response.headers["Set-Cookie"].partition(";")[0]
