@@ -480,6 +480,25 @@ def test_keyboard_is_enough(
         assert name in reached
 
 
+def test_theme_is_the_same_on_all_pages(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby", color_scheme="light")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.click("#theme")
+    dark = page.evaluate(colour)
+    assert dark != light
+    for path in ("/rooms/lobby", "/status", "/archive/", "/archive/lobby", "/archive/NO"):
+        page.goto(f"{server.url}{path}")
+        assert page.evaluate(colour) == dark
+    page.goto(f"{server.url}/rooms/lobby")
+    page.click("#theme")
+    page.goto(f"{server.url}/status")
+    assert page.evaluate(colour) == light
+
+
 def test_phone_has_no_sideways_scrolling_and_a_drawer(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -576,8 +576,6 @@ addEventListener("offline", () => showState({ state: "offline", message: "no net
 addEventListener("pageshow", (event) => event.persisted && listener?.interrupt());
 
 async function start() {
-  const theme = stored("chat-theme");
-  if (theme) document.documentElement.dataset.theme = theme;
   const choice = new URLSearchParams(location.search).get("via") ?? stored("chat-way", "auto");
   if ([...$("way").options].some(({ value }) => value === choice)) $("way").value = choice;
   openSide(false);
