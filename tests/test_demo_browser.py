@@ -428,6 +428,7 @@ def test_limits_are_shown_before_and_after_sending(
     say(page, "too many rooms")
     page.wait_for_selector(".failed")
     assert "there are 1 rooms already" in page.inner_text(".failure")
+    expect_text(page, "#notices p", re.compile("^Not sent: there are 1 rooms already"))
     page.get_by_role("button", name="Discard").click()
     expect_count(page, ".message", 0)
 
@@ -497,6 +498,31 @@ def test_theme_is_the_same_on_all_pages(
     page.click("#theme")
     page.goto(f"{server.url}/status")
     assert page.evaluate(colour) == light
+
+
+def test_own_message_is_announced_once(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    # What a screen reader is given to read: what is added inside of a live region.
+    page.evaluate("""() => {
+      window.announced = [];
+      const observer = new MutationObserver((records) => {
+        for (const { target, addedNodes } of records) {
+          if (target.closest("[aria-live]").getAttribute("aria-live") === "off") continue;
+          for (const node of addedNodes) {
+            if (node.matches(".message")) window.announced.push(node.innerText);
+          }
+        }
+      });
+      observer.observe(document.getElementById("log"), { childList: true, subtree: true });
+    }""")
+    say(page, "said once")
+    wait_said(page, "said once")
+    expect_count(page, ".pending", 0)
+    [announced] = page.evaluate("window.announced")
+    assert "said once" in announced
 
 
 def test_phone_has_no_sideways_scrolling_and_a_drawer(

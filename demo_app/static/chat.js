@@ -177,7 +177,6 @@ function showAll() {
 function show(list) {
   const down = isDown();
   const own = list.some((message) => message.author === me.id);
-  removePending();
   // By its id alone: another window may have made us somebody else meanwhile.
   for (const message of list) outbox.arrived(message.client_id);
   $("messages").append(...itemsFor(list, messages.at(-1) ?? null));
@@ -196,16 +195,11 @@ function show(list) {
   if (down || own) $("log").scrollTop = $("log").scrollHeight;
 }
 
-function removePending() {
-  for (const item of document.querySelectorAll(".message.pending")) item.remove();
-}
-
-// What is not yet back from the server stands below everything else.
+// What is not yet back from the server stands below everything else, in a list that
+// screen readers do not announce: else they would read each of our messages twice.
 function showPending() {
-  removePending();
-  const here = outbox.of(room);
   let previous = messages.at(-1);
-  for (const waiting of here) {
+  const items = outbox.of(room).map((waiting) => {
     const message = { ...waiting, author: me.id, name: me.name, sent_at: waiting.written_at };
     const item = messageItem(message, previous);
     previous = message;
@@ -218,9 +212,10 @@ function showPending() {
       drop.onclick = () => outbox.arrived(waiting.client_id);
       item.append(element("p", { className: "failure" }, `Not sent: ${waiting.error}. `, again, " ", drop));
     }
-    $("messages").append(item);
-  }
-  $("empty").hidden = messages.length + here.length > 0 || listener === null;
+    return item;
+  });
+  $("pending").replaceChildren(...items);
+  $("empty").hidden = messages.length + items.length > 0 || listener === null;
 }
 
 outbox.addEventListener("change", () => {
@@ -228,6 +223,8 @@ outbox.addEventListener("change", () => {
   showPending();
   if (down) $("log").scrollTop = $("log").scrollHeight;
 });
+
+outbox.addEventListener("failed", (event) => notice(`Not sent: ${event.detail.error}`));
 
 // -- rooms ------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ const MAX_DELAY_MS = 8000;
 const TIMEOUT_MS = 20000;
 const STORED_MS = 10000;
 
-// Event: "change". Items: {room, text, client_id, written_at, error, stored}.
+// Events: "change", "failed" (detail: the item). Items: {room, text, client_id, written_at, error, stored}.
 export class Outbox extends EventTarget {
   constructor() {
     super();
@@ -89,6 +89,7 @@ export class Outbox extends EventTarget {
       } else {
         item.error = result.message;
         this.changed();
+        this.dispatchEvent(new CustomEvent("failed", { detail: item }));
       }
     }
   }
