@@ -481,6 +481,69 @@ def test_keyboard_is_enough(
         assert name in reached
 
 
+def test_skip_link_leads_to_the_box_and_nowhere_else(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    say(page, "still the same")
+    wait_said(page, "still the same")
+    page.evaluate("document.querySelector('.message').dataset.kept = 'yes'")
+    page.focus(".skip")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/rooms/lobby#text")
+    assert page.evaluate("document.activeElement.id") == "text"
+    # What comes next shows that the room was not opened anew.
+    say(page, "and the next")
+    wait_said(page, "and the next")
+    assert page.locator(".message[data-kept]").count() == 1
+
+
+def test_keyboard_goes_on_where_a_button_vanished(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby", viewport={"width": 320, "height": 480})
+    for number in range(30):
+        say(page, f"number {number}")
+    wait_said(page, "number 29")
+    page.evaluate("document.getElementById('log').scrollTop = 0")
+    other = window(f"{server.url}/rooms/lobby")
+    say(other, "further down")
+    page.wait_for_selector("#newer")
+    page.focus("#newer")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#newer", state="hidden")
+    assert page.evaluate("document.activeElement.id") == "log"
+
+    page.focus("#menu")
+    page.keyboard.press("Enter")
+    page.focus("#rooms a[data-room=tornado]")
+    page.keyboard.press("Enter")
+    expect_text(page, "#room-name", "#tornado")
+    assert page.evaluate("document.activeElement.id") == "menu"
+
+
+def test_drawer_keeps_the_keyboard_out_of_what_it_covers(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby", viewport={"width": 320, "height": 640})
+    page.wait_for_selector("#rooms a[data-room=random]", state="attached")
+    page.click("#menu")
+    assert page.evaluate("document.activeElement.id") == "theme"
+    outside = """() => {
+      const focused = document.activeElement;
+      return focused !== document.body && !document.getElementById("side").contains(focused);
+    }"""
+    for _ in range(15):
+        page.keyboard.press("Tab")
+        assert not page.evaluate(outside)
+    page.click("#backdrop", position={"x": 300, "y": 300})
+    page.click("#text")
+    assert page.evaluate("document.activeElement.id") == "text"
+
+
 def test_theme_is_the_same_on_all_pages(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -494,20 +494,20 @@ $("name-form").addEventListener("submit", async (event) => {
 // -- around -----------------------------------------------------------------
 
 function openSide(open) {
+  const wasOpen = document.body.classList.contains("side-open");
   document.body.classList.toggle("side-open", open);
   $("menu").setAttribute("aria-expanded", String(open));
   $("side").inert = NARROW.matches && !open;
+  $("main").inert = open;
   if (open) $("side").querySelector("a, button, input")?.focus();
+  else if (wasOpen) $("menu").focus();
 }
 
 NARROW.addEventListener("change", () => openSide(false));
 $("menu").addEventListener("click", () => openSide(true));
 $("backdrop").addEventListener("click", () => openSide(false));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && document.body.classList.contains("side-open")) {
-    openSide(false);
-    $("menu").focus();
-  }
+  if (event.key === "Escape" && document.body.classList.contains("side-open")) openSide(false);
 });
 
 $("rooms").addEventListener("click", (event) => {
@@ -531,7 +531,9 @@ $("open-room").addEventListener("submit", (event) => {
 });
 
 addEventListener("popstate", () => {
-  openRoom(decodeURIComponent(location.pathname.split("/").at(-1)));
+  const name = decodeURIComponent(location.pathname.split("/").at(-1));
+  if (name === room) return; // it was the skip link
+  openRoom(name);
   refreshRooms();
 });
 
@@ -549,7 +551,10 @@ $("theme").addEventListener("click", () => {
 });
 
 $("earlier").addEventListener("click", showEarlier);
-$("newer").addEventListener("click", scrollDown);
+$("newer").addEventListener("click", () => {
+  scrollDown();
+  $("log").focus(); // the button is gone
+});
 $("log").addEventListener("scroll", () => {
   if (unseen && isDown()) {
     unseen = 0;
