@@ -394,6 +394,30 @@ def test_rooms_are_apart_and_remember_what_was_said(
     assert said(two) == ["in the lobby"]
 
 
+def test_each_room_keeps_its_draft(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby")
+    page.fill("#text", "only for the lobby")
+    page.click("#rooms a[data-room=tornado]")
+    expect_text(page, "#room-name", "#tornado")
+    assert page.input_value("#text") == ""
+    assert page.is_disabled("#send")
+    page.fill("#text", "only for tornado")
+    page.go_back()
+    expect_text(page, "#room-name", "#lobby")
+    assert page.input_value("#text") == "only for the lobby"
+    page.press("#text", "Enter")
+    wait_said(page, "only for the lobby")
+    page.click("#rooms a[data-room=tornado]")
+    expect_text(page, "#room-name", "#tornado")
+    assert page.input_value("#text") == "only for tornado"
+    page.click("#rooms a[data-room=lobby]")
+    wait_said(page, "only for the lobby")
+    assert page.input_value("#text") == ""
+
+
 def test_long_history_is_loaded_page_by_page(
     gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
 ) -> None:

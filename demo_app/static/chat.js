@@ -23,6 +23,7 @@ let listener = null;
 let opening = null; // aborts the opening of a room that is left meanwhile
 let unseen = 0;
 let typedAt = -Infinity;
+const drafts = new Map(); // room -> what is typed there and not sent
 const outbox = new Outbox();
 
 // -- small things -----------------------------------------------------------
@@ -233,7 +234,10 @@ async function openRoom(name) {
   listener = null;
   opening?.abort();
   const abort = (opening = new AbortController());
+  drafts.set(room, $("text").value);
   room = name;
+  $("text").value = drafts.get(name) ?? "";
+  fitText();
   messages = [];
   unseen = 0;
   document.body.dataset.room = name;
