@@ -27,6 +27,7 @@ __all__ = ["chat", "make_store"]
 
 HERE = Path(__file__).resolve().parent
 TEMPLATES = HERE / "templates"
+ARCHIVE_THREADS = 4
 
 
 def make_store(environ: Mapping[str, str], limits: Limits) -> Store:
@@ -74,7 +75,8 @@ async def chat() -> AsyncIterator[RuleRouter]:
         try:
             # Flask and Tornado side by side: each request goes to one of them as
             # it arrives, and Flask's run on threads.
-            archive = WSGIContainer(make_archive(store.archive, str(TEMPLATES)), threads=4)
+            flask = make_archive(store.archive, str(TEMPLATES), max_exports=ARCHIVE_THREADS - 2)
+            archive = WSGIContainer(flask, threads=ARCHIVE_THREADS)
             yield RuleRouter(
                 [Rule(PathMatches(r"/archive/.*"), archive), Rule(AnyMatches(), pages)]
             )

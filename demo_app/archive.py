@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import flask
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from demo_app.chat import DEFAULT_ROOMS, ROOM
 from demo_app.safety import SAFE_HEADERS
@@ -25,6 +26,7 @@ __all__ = ["make_archive"]
 
 PAGE = 50
 MAX_WORDS_CHARACTERS = 200
+RETRY_EXPORT_S = 30
 FORMATS = {
     "txt": "text/plain; charset=utf-8",
     "jsonl": "application/x-ndjson",
@@ -63,7 +65,13 @@ def rows(messages: list[Message]) -> str:
 WRITERS = {"txt": txt, "jsonl": jsonl, "csv": rows}
 
 
-def make_archive(archive: Archive, template_folder: str) -> flask.Flask:
+def make_archive(archive: Archive, template_folder: str, *, max_exports: int) -> flask.Flask:
+    """Make the application. `max_exports` must be less than it has threads.
+
+    An export holds its thread until the client has read all of it: more of them
+    are refused, so that clients which stall cannot keep others from searching.
+    """
+    exports = threading.BoundedSemaphore(max_exports)
     app = flask.Flask(__name__, template_folder=template_folder, static_folder=None)
     app.jinja_env.filters["when"] = when
 
@@ -74,8 +82,12 @@ def make_archive(archive: Archive, template_folder: str) -> flask.Flask:
         return response
 
     @app.errorhandler(HTTPException)
-    def on_http_error(error: HTTPException) -> tuple[str, int]:
-        return show_error(error.code or 500, error.description or error.name)
+    def on_http_error(error: HTTPException) -> Any:
+        response = error.get_response()  # with what belongs to it: Retry-After, Allow
+        response.data, response.status_code = show_error(
+            error.code or 500, error.description or error.name
+        )
+        return response
 
     @app.errorhandler(StoreUnavailable)
     def on_unavailable(error: StoreUnavailable) -> tuple[str, int]:
@@ -122,6 +134,10 @@ def make_archive(archive: Archive, template_folder: str) -> flask.Flask:
         if format not in FORMATS:
             flask.abort(404, f"expected one of {', '.join(FORMATS)}")
         write: Any = WRITERS[format]
+        if not exports.acquire(blocking=False):
+            raise ServiceUnavailable(
+                "other exports are under way; try again in a moment", retry_after=RETRY_EXPORT_S
+            )
 
         def body() -> Iterator[str]:
             if format == "csv":
@@ -130,6 +146,7 @@ def make_archive(archive: Archive, template_folder: str) -> flask.Flask:
                 yield write(messages)
 
         response = flask.Response(body(), content_type=FORMATS[format])
+        response.call_on_close(exports.release)
         response.headers["Content-Disposition"] = f'attachment; filename="{room}.{format}"'
         # nginx would collect the whole room before it passed it on.
         response.headers["X-Accel-Buffering"] = "no"

@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 
 from demo_app.chat import Limits
+from demo_app.sqlite_store import SqliteStore
+from demo_app.store import Draft
 from demo_client import WAYS, ChatClient
 from demo_process import free_port, need_module, run_redis, start_chat
-from gunicorn_process import GunicornProcess
+from gunicorn_process import GunicornProcess, wait_until
 
 TIMEOUT_S = 40.0
 LONG_ENOUGH = "client-id-"
@@ -637,6 +639,40 @@ def test_slow_export_holds_up_nobody(server: GunicornProcess, room: str) -> None
             assert received.count(b'"text": "xxx') >= 3990
 
     run(test())
+
+
+def test_exports_that_stall_leave_threads_to_others(
+    gunicorn: Callable[..., GunicornProcess], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+
+    async def fill() -> None:
+        store = SqliteStore(data / "chat.db")
+        await store.open(lambda signal: None)
+        # More than sockets hold.
+        drafts = (Draft("lobby", "ann", "Ann", "x" * 2000, f"{n:08}") for n in range(8000))
+        await asyncio.gather(*map(store.post, drafts))
+        await store.close()
+
+    run(fill())
+    server = start_chat(gunicorn, data, workers=1)
+    path = "/archive/lobby/export.jsonl"
+    with contextlib.ExitStack() as stack:
+        answers = []
+        for _ in range(8):
+            sock = stack.enter_context(server.connect())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answers.append(sock.recv(1000))
+        assert [int(answer.split()[1]) for answer in answers] == [200] * 2 + [503] * 6
+        refused = server.request(path)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "30")
+        assert "Other exports are under way" in refused.text
+        assert server.request("/archive/lobby").status == 200
+    # More often than there are places: each is given back.
+    for _ in range(5):
+        wait_until(lambda: server.request(path, "HEAD").status == 200)
 
 
 def read_all(sock: socket.socket) -> bytes:
