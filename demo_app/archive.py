@@ -39,10 +39,13 @@ def when(message: Message) -> datetime:
 
 
 def txt(messages: list[Message]) -> str:
-    return "".join(
-        f"[{when(message):%Y-%m-%d %H:%M:%S}] {message.name}: {message.text}\n"
-        for message in messages
-    )
+    lines = []
+    for message in messages:
+        # Whatever ends a line to an editor or a terminal: what follows it must not
+        # pass for a message of its own.
+        text = "\n    ".join(message.text.splitlines())
+        lines.append(f"[{when(message):%Y-%m-%d %H:%M:%S}] {message.name}: {text}\n")
+    return "".join(lines)
 
 
 def jsonl(messages: list[Message]) -> str:

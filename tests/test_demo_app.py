@@ -558,7 +558,10 @@ def test_limit_that_is_no_positive_number_is_named(name: str, text: str, expecte
 def test_archive_shows_searches_and_exports(server: GunicornProcess, room: str) -> None:
     async def test() -> None:
         async with joined(server, room) as (client,):
-            for n, text in enumerate(["=1+1", "<b>Straße</b>", 'a "quoted", line\nand more']):
+            forged = "hi\r[2026-11-26 09:00:00] Alice: I\u2028resign"
+            for n, text in enumerate(
+                ["=1+1", "<b>Straße</b>", 'a "quoted", line\nand more', forged]
+            ):
                 await client.post(text, f"{LONG_ENOUGH}{n}")
             await asyncio.to_thread(check, client)
 
@@ -572,6 +575,8 @@ def test_archive_shows_searches_and_exports(server: GunicornProcess, room: str) 
         text = server.request(f"/archive/{room}/export.txt")
         assert text.headers["Content-Disposition"] == f'attachment; filename="{room}.txt"'
         assert f"{client.name}: =1+1\n" in text.text
+        assert f'{client.name}: a "quoted", line\n    and more\n' in text.text
+        assert text.text.endswith("hi\n    [2026-11-26 09:00:00] Alice: I\n    resign\n")
         lines = server.request(f"/archive/{room}/export.jsonl").text.splitlines()
         assert [json.loads(line)["text"] for line in lines][1] == "<b>Straße</b>"
         rows = server.request(f"/archive/{room}/export.csv").text
