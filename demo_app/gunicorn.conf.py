@@ -12,6 +12,9 @@ pythonpath = str(Path(__file__).resolve().parent.parent)
 bind = os.environ.get("CHAT_BIND", "127.0.0.1:8000")
 workers = int(os.environ.get("WEB_CONCURRENCY", "4"))
 
+# Nothing here needs it, and a service or a container has no home to put it in.
+control_socket_disable = True
+
 # A worker may serve this many clients at once, nearly all of them waiting.
 worker_connections = 10_000
 backlog = 2048

@@ -90,8 +90,8 @@ def start_chat(
     process = gunicorn(
         app=None,
         worker_class=None,
-        # The last -c counts; the control socket would be shared between tests.
-        args=["-c", str(CONFIG), "--no-control-socket", *args],
+        # The last -c counts.
+        args=["-c", str(CONFIG), *args],
         env={
             "CHAT_DATA": str(data),
             "WEB_CONCURRENCY": str(workers),

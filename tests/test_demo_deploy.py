@@ -43,7 +43,7 @@ def test_config_works_by_a_relative_path_and_is_reloaded(
         app=None,
         worker_class=None,
         directory=tmp_path / "root",
-        args=["-c", "demo_app/gunicorn.conf.py", "--no-control-socket"],
+        args=["-c", "demo_app/gunicorn.conf.py"],
         env={"CHAT_DATA": str(tmp_path / "data"), "WEB_CONCURRENCY": "2", "PYTHONPATH": ""},
     )
     old = server.wait_workers(2)
@@ -66,8 +66,15 @@ def test_chat_takes_a_socket_from_systemd(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", AS_SYSTEMD, str(listener.fileno()), str(gunicorn)]
-            + ["-c", str(CONFIG), "--no-control-socket"],
-            env={**os.environ, "CHAT_DATA": str(tmp_path / "data"), "WEB_CONCURRENCY": "1"},
+            + ["-c", str(CONFIG)],
+            env={
+                **os.environ,
+                "CHAT_DATA": str(tmp_path / "data"),
+                "WEB_CONCURRENCY": "1",
+                # As a user that systemd makes up, who may write nowhere else.
+                "HOME": "/dev/null",
+                "XDG_RUNTIME_DIR": "/dev/null",
+            },
             pass_fds=[listener.fileno()],
             cwd=tmp_path,
             stdout=log,
@@ -82,7 +89,9 @@ def test_chat_takes_a_socket_from_systemd(tmp_path: Path) -> None:
             process.terminate()
             process.wait(TIMEOUT_S)
             log.seek(0)
-            print(log.read())
+            text = log.read()
+            print(text)
+        assert "[ERROR]" not in text and "[WARNING]" not in text
 
 
 def test_nginx_passes_on_who_asks_and_keeps_connections(
