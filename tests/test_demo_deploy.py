@@ -152,6 +152,32 @@ def test_containers_refer_to_what_exists() -> None:
         assert name in config or name in (REPOSITORY / "demo_app" / "app.py").read_text()
 
 
+def test_image_is_made_of_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    # No history, no messages, nothing that was compiled elsewhere.
+    assert not any(rule.startswith("!.") for rule in rules)
+    assert {"demo_app/data", "**/__pycache__"} <= set(rules)
+    for name in (rule[1:] for rule in rules if rule.startswith("!")):
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name)
+        else:
+            shutil.copy(source, tmp_path)
+    # As `pip install .` does first, without the network.
+    build = "from setuptools import setup; setup()"
+    result = subprocess.run(
+        [sys.executable, "-c", build, "--quiet", "bdist_wheel"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "demo_app" / "gunicorn.conf.py").exists()
+
+
 def test_ports_of_the_shipped_files_agree() -> None:
     for name in ("nginx.conf", "tornado-chat.socket"):
         assert "127.0.0.1:8000" in (DEPLOY / name).read_text()
