@@ -436,6 +436,72 @@ def test_term_lets_requests_in_flight_finish(serve, loop):
     assert server.wait_exit() == 0
 
 
+def read_to_the_end(client, request):
+    client.sendall(request)
+    return read_all(client)
+
+
+@pytest.mark.parametrize("over", ["plain", "tls"])
+def test_clients_see_the_end_although_a_child_has_their_sockets(serve, tls, loop, over):
+    server = serve(
+        f"""
+        class Fork(tornado.web.RequestHandler):
+            # What multiprocessing does, to a child that outlives all requests.
+            def get(self):
+                if os.fork() == 0:
+                    for _ in range({FOREVER}):
+                        if os.path.exists("end"):
+                            break
+                        time.sleep(1)
+                    os._exit(0)
+                self.write("forked")
+
+        class Cut(tornado.web.RequestHandler):
+            async def get(self):
+                self.set_header("Content-Length", 5)
+                self.write("part")
+                await self.flush()
+                raise RuntimeError
+
+        class Detach(tornado.web.RequestHandler):
+            async def get(self):
+                stream = self.detach()
+                await stream.write(b"detached")
+                stream.close()
+
+        app.add_handlers(".*", [("/fork", Fork), ("/cut", Cut), ("/detach", Detach)])
+        """,
+        args=["--certfile", tls.certfile, "--keyfile", tls.keyfile] if over == "tls" else [],
+        loop=loop,
+    )
+
+    def connect():
+        sock = server.connect()
+        if over == "tls":
+            sock = tls.client_context().wrap_socket(sock, server_hostname="localhost")
+        return stack.enter_context(sock)
+
+    try:
+        with contextlib.ExitStack() as stack:
+            ways = [
+                (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"hello"),
+                (b"GET / HTTP/1.0\r\n\r\n", b"hello"),
+                (b"GET /cut HTTP/1.1\r\nHost: a\r\n\r\n", b"part"),
+                (b"GET /detach HTTP/1.1\r\nHost: a\r\n\r\n", b"detached"),
+            ]
+            clients = [connect() for _ in ways]
+            for client in clients:  # all of them the worker's when it forks
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            forking = connect()
+            request = b"GET /fork HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            assert read_to_the_end(forking, request).endswith(b"forked")
+            for client, (request, end) in zip(clients, ways, strict=True):
+                assert read_to_the_end(client, request).endswith(end)
+    finally:
+        server.write("end", "")
+
+
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGQUIT", "SIGINT"])
 def test_signal_is_not_lost_before_the_worker_handles_it(serve, number):
     config = f"""

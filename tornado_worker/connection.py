@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
 
-from tornado_worker.stream import break_cycles, sending_state
+from tornado_worker.transport import break_cycles, hang_up, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -257,6 +257,8 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self.transport is not None:
             self.phase = Phase.CLOSING
+            if self._over_tls:  # whose layers call connection_lost when the socket is closed
+                hang_up(self.transport)
             self.transport.abort()
 
     async def close(self) -> None:

@@ -27,6 +27,7 @@ from tornado_worker.exchange import RequestConnection
 from tornado_worker.head import HeadError, read_head
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
+from tornado_worker.transport import hang_up
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -105,6 +106,7 @@ class ServerConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
+        transport = self.transport
         self._drop_message()
         super().connection_lost(exc)
         if exchange is not None:
@@ -113,6 +115,7 @@ class ServerConnection(Connection):
             if self.server.observer is not None:
                 self.server.observer.exchange_finished(exchange)
         self.server.on_close(self)
+        hang_up(transport)
 
     # Reading
 
@@ -168,6 +171,7 @@ class ServerConnection(Connection):
         try:
             delegate = server.start_request(self, exchange)
             if server.conn_params.decompress:
+                headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
                 delegate = _GzipMessageDelegate(
                     delegate, server.conn_params.chunk_size, exchange.max_body_size
                 )

@@ -8,11 +8,8 @@ applications look at on a connection that is not detached. Knows nothing of HTTP
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
 import ssl
-import struct
-import termios
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +23,12 @@ from tornado.iostream import (
 )
 from tornado.log import gen_log
 
+from tornado_worker.transport import break_cycles, hang_up, sending_state
+
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
 
-__all__ = ["ConnectionView", "TransportStream", "break_cycles", "sending_state"]
+__all__ = ["ConnectionView", "TransportStream"]
 
 # Bytes kept while nobody reads before the socket is left alone.
 _UNREAD_MAX = 64 * 1024
@@ -89,45 +88,6 @@ class ConnectionView:
         transport = self._conn.transport
         if transport is not None:
             _set_nodelay(transport, value)
-
-
-def break_cycles(transport: Any) -> None:
-    """Let a transport whose connection is lost be freed at once.
-
-    asyncio's transports hold bound methods of their own, so that each closed
-    connection would wait for the cyclic garbage collector. Fewer collections
-    mean fewer pauses for everybody else.
-    """
-    state = getattr(transport, "__dict__", {})  # uvloop's have none, and no cycles
-    for name in ("_read_ready_cb", "_write_ready"):
-        if name in state:
-            state[name] = None
-
-
-# Where `struct tcp_info` of Linux has tcpi_bytes_acked, a 64-bit counter.
-_BYTES_ACKED_AT = 120
-
-
-def sending_state(transport: Any) -> tuple[int, int]:
-    """Return how many bytes the peer has not got, and a number that changes when it gets some.
-
-    Both are exact where the transport or Linux can tell; over TLS elsewhere the
-    second may stand still while the peer reads.
-    """
-    left: int = transport.get_write_buffer_size()
-    if transport.get_extra_info("ssl_object") is None:
-        return left, left
-    # Beneath TLS is another transport, whose buffer cannot be seen. When there
-    # is something in it, then there is in the kernel's as well.
-    sock = transport.get_extra_info("socket")
-    try:
-        data = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        left += struct.unpack("i", data)[0]
-        size = _BYTES_ACKED_AT + 8
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
-        return left, struct.unpack_from("Q", info, _BYTES_ACKED_AT)[0]
-    except (AttributeError, OSError, ValueError, struct.error):
-        return left, left  # closed, or not a TCP socket, or not Linux
 
 
 def _set_nodelay(transport: Any, value: bool) -> None:
@@ -227,6 +187,7 @@ class TransportStream(IOStream):
         if self._on_closed is not None:
             self._on_closed(self)
             self._on_closed = None
+        hang_up(self._transport)
 
     # IOStream: reading
 
@@ -309,6 +270,7 @@ class TransportStream(IOStream):
         transport = self._transport
         self.socket = None
         if self.error is not None:
+            hang_up(transport)
             transport.abort()
             return
         # Unlike a socket, a transport still delivers what was written before.
@@ -329,6 +291,7 @@ class TransportStream(IOStream):
         left, progress = sending_state(self._transport)
         stalled_s = stalled_s + _FLUSH_CHECK_S if progress == before else 0.0
         if left == 0 or stalled_s >= _FLUSH_TIMEOUT_S:
+            hang_up(self._transport)
             self._transport.abort()
         else:
             self._check_flushed_later(progress, stalled_s)
