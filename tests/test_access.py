@@ -193,6 +193,18 @@ def test_native_line_has_every_atom(server: GunicornProcess) -> None:
     assert abs(int(line["D"]) - round(seconds * 1e6)) <= 1
 
 
+@pytest.mark.parametrize("value", [b"Basic !!!", b"Basic \xff", b"Basic OnB3", b"Bearer x"])
+def test_user_that_cannot_be_told_is_a_dash(server: GunicornProcess, value: bytes) -> None:
+    log = AccessFile(server)
+    send(
+        server,
+        b"GET /hello HTTP/1.1\r\nHost: a\r\nAuthorization: " + value + b"\r\n"
+        b"Connection: close\r\n\r\n",
+    )
+    [line] = log.wait()
+    assert line["u"] == "-"
+
+
 def test_wsgi_line_has_every_atom(server: GunicornProcess) -> None:
     log = AccessFile(server)
     assert server.request("/wsgi/%41?q", "POST", b"body", {"X-In": "two"}).status == 201

@@ -104,6 +104,10 @@ REQUESTS = {
     "script-name": (
         b"GET /app/a%20b HTTP/1.1\r\nHost: test\r\nSCRIPT_NAME: /app\r\nConnection: close\r\n\r\n"
     ),
+    "script-names": (
+        b"GET /app/a HTTP/1.1\r\nHost: test\r\nSCRIPT_NAME: /a\r\nSCRIPT_NAME: /app\r\n"
+        b"Connection: close\r\n\r\n"
+    ),
     "host-without-port": b"GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
     "host-with-port": b"GET / HTTP/1.1\r\nHost: example.com:81\r\nConnection: close\r\n\r\n",
 }
@@ -351,6 +355,15 @@ def test_a_decompressed_body_has_no_length(serve_wsgi: ServeWSGI) -> None:
     client.send(request("/", "POST", body, Content_Encoding="gzip"))
     assert client.response().status == 200
     assert read == [b"Hello" * 1000]
+
+
+@pytest.mark.parametrize("decompress", [False, True])
+def test_a_client_cannot_take_the_length_away(serve_wsgi: ServeWSGI, decompress: bool) -> None:
+    if serve_wsgi.stock and decompress:
+        pytest.skip("Tornado's own server believes it")
+    data = request("/", "POST", b"abc", X_Consumed_Content_Encoding="gzip")
+    environ = environ_of(serve_wsgi, data, server={"decompress_request": decompress})
+    assert environ["CONTENT_LENGTH"] == "3"
 
 
 def test_the_cache_of_names_is_bounded(serve_wsgi: ServeWSGI) -> None:

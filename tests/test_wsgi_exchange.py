@@ -853,6 +853,21 @@ def test_a_file_that_is_too_short_is_an_error(serve_wsgi: ServeWSGI, path: Path)
     serve_wsgi.logs.expect(ERROR % "HTTPOutputError: .*1 bytes less than.* Content-Length")
 
 
+def test_a_file_that_becomes_shorter_is_an_error(serve_wsgi: ServeWSGI, path: Path) -> None:
+    size = 1 << 30
+    os.truncate(path, size)  # sparse
+    app = file_app(lambda: path.open("rb"), [("Content-Length", str(size))])
+    client = serve_wsgi(app, validate=False).connect(kernel_buffer=65536)
+    client.send(request())
+    client.receive(100_000)
+    os.truncate(path, 200_000)
+    assert len(client.receive_all()) < size
+    eventually(lambda: serve_wsgi.logs.lines, "an error")
+    [line] = serve_wsgi.logs.lines
+    assert line.startswith("ERROR ")
+    serve_wsgi.logs.lines.clear()
+
+
 def test_a_file_behind_what_was_written(serve_wsgi: ServeWSGI, path: Path) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", [])(b"before")

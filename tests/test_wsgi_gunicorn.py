@@ -103,6 +103,15 @@ def test_a_gigabyte_is_uploaded_in_a_few_megabytes(gunicorn: Gunicorn, tmp_path:
     assert memory_of(pid, "VmHWM") - before < 8 << 20
 
 
+@pytest.mark.parametrize("app", ["app:app", "app:mixed"])
+def test_first_request_has_no_limit_either(gunicorn: Gunicorn, app: str) -> None:
+    process = gunicorn(APP + MIXED, app=app)
+    with process.connect() as sock:
+        # Beyond what Tornado's servers allow.
+        sock.sendall(f"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {1 << 30}\r\n\r\n".encode())
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_an_upload_goes_on_while_its_view_does_not_read(gunicorn: Gunicorn, tmp_path: Path) -> None:
     size = 64 << 20
     uploads = tmp_path / "uploads"

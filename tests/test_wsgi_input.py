@@ -427,6 +427,21 @@ def test_a_client_that_stops_half_way_is_an_error_of_read(
     eventually(lambda: not server.container.running(), "the thread is free")
 
 
+def test_a_read_behind_the_end_of_a_request_is_an_error(serve_wsgi: ServeWSGI) -> None:
+    streams: list[Any] = []
+
+    def view(stream: Any) -> bytes:
+        streams.append(stream)
+        return b""
+
+    client = serve_wsgi(app_of(view), validate=False).connect()
+    client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\nx" % BIG)
+    assert client.response().status == 200
+    eventually(lambda: not serve_wsgi.servers[0].container.running(), "the request is over")
+    with pytest.raises(OSError, match="the request is over"):
+        streams[0].read(BIG)
+
+
 def test_a_broken_chunk_is_an_error_of_read(serve_wsgi: ServeWSGI) -> None:
     errors: list[BaseException] = []
 

@@ -176,7 +176,7 @@ class Atoms(dict[str, Any]):
 
 def _user(exchange: Exchange, atoms: Atoms) -> Any:
     value = ",".join(field_values(exchange.headers, "Authorization"))
-    return atoms._log._get_user({"HTTP_AUTHORIZATION": value})
+    return atoms._log._get_user({"HTTP_AUTHORIZATION": value}) or "-"
 
 
 def _path(exchange: Exchange, atoms: Atoms) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from tornado import httputil
+from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log
 
@@ -99,6 +100,10 @@ class RequestConnection(httputil.HTTPConnection):
     @property
     def stream(self) -> ConnectionView:
         return ConnectionView(self._conn)
+
+    @property
+    def params(self) -> HTTP1ConnectionParameters:
+        return self._conn.server.conn_params
 
     @property
     def no_keep_alive(self) -> bool:

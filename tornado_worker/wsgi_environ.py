@@ -148,7 +148,7 @@ class EnvironBuilder:
         script_name = self._script_name
         # Not the field Script-Name, which has the same key.
         if "HTTP_SCRIPT_NAME" in environ and "Script_Name" in headers and self._keys["Script_Name"]:
-            script_name = headers["Script_Name"]
+            script_name = headers.get_list("Script_Name")[-1]
         if script_name:
             if not path.startswith(script_name):
                 raise ValueError(

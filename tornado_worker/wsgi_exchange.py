@@ -102,11 +102,11 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
 
     def _expect_body(self, headers: HTTPHeaders, is_long: bool) -> asyncio.Future[None] | None:
         container = self.container
+        mailbox = container.mailbox()  # first: it takes the settings over
         limit = container.max_body_size
         set_limit = getattr(self.connection, "set_max_body_size", None)
         if limit is not None and set_limit is not None:
             set_limit(limit)
-        mailbox = container.mailbox()
         expects = (
             headers.get("Expect", "").lower() == "100-continue"
             and self.start_line.version != "HTTP/1.0"
@@ -205,9 +205,9 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         )
         if self.body is not None:
             environ["wsgi.input"] = self.body.open()
-            if "X-Consumed-Content-Encoding" in self.headers:
-                # The server has decompressed it (decompress_request).
-                environ.pop("CONTENT_LENGTH", None)
+            params = getattr(connection, "params", None)
+            if params and params.decompress and "X-Consumed-Content-Encoding" in self.headers:
+                environ.pop("CONTENT_LENGTH", None)  # it was of what came compressed
         else:
             environ["wsgi.input"] = io.BytesIO(self.whole_body or b"")
         environ["wsgi.early_hints"] = self.send_early_hints
@@ -303,7 +303,7 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
     def _on_written(self, future: asyncio.Future[None]) -> None:
         self._writing = False
         if self.gone or self._done:
-            future.exception()  # seen: it would be logged as forgotten
+            self._log_unsent(future.exception())
         elif self._on_sent(future, self._write_size):
             self.flush()
 
@@ -311,13 +311,17 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         """Note that `size` bytes left; False if they did not, and never will."""
         error = future.exception()
         if error is not None:
-            if not isinstance(error, (StreamClosedError, ConnectionError)):
-                app_log.error("Error sending a response", exc_info=error)
+            self._log_unsent(error)
             self._abort()
             return False
         self.sent += size
         self.wake()
         return True
+
+    def _log_unsent(self, error: BaseException | None) -> None:
+        # That the client went away is no error, and a file that became shorter is.
+        if error is not None and not isinstance(error, (StreamClosedError, ConnectionError)):
+            app_log.error("Error sending a response", exc_info=error)
 
     def _finish(self) -> None:
         if self.cut:

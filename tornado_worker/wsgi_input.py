@@ -199,8 +199,10 @@ class RequestBody:
                 if not self._spilling:
                     if self._chunks:
                         return self._read_memory(buffer)
-                    if self.ended or self._closed:
+                    if self.ended:
                         return 0
+                    if self._closed:
+                        raise OSError("the request is over, and the rest of its body was dropped")
                 self._changed.wait()
         return self._read_file(buffer[:on_disk])
 
