@@ -318,9 +318,12 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
 
     _task: asyncio.Task[None] | None = None
 
+    def initialize(self, chat: Chat) -> None:
+        super().initialize(chat)
+        self._listening = contextlib.ExitStack()
+
     async def prepare(self) -> None:
         super().prepare()
-        self._listening = contextlib.ExitStack()
         # Before the upgrade, so that a refusal is an HTTP answer.
         if "Upgrade" in self.request.headers:
             place = await self.place(self.path_args[0])

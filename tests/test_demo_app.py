@@ -446,6 +446,24 @@ def test_websocket_that_is_refused_or_lost_takes_no_place(
     run(test())
 
 
+def test_request_to_a_socket_that_is_none_is_refused_without_a_trace(
+    server: GunicornProcess, room: str
+) -> None:
+    async def test() -> None:
+        async with joined(server, room) as (client,):
+            mark = server.mark()
+            path = client.path("socket")
+            assert (await client.fetch(path)).status == 400
+            assert (await client.fetch(path, {"text": "x" * 70_000})).status == 413
+            client.xsrf = ""
+            assert (await client.fetch(path, {})).status == 403
+            # On the same connection: what the others log is there by now.
+            await client.ask("/health")
+            assert server.count_log("Traceback", since=mark) == 0
+
+    run(test())
+
+
 def test_who_is_here_and_who_types_is_known_in_all_workers(
     server: GunicornProcess, room: str
 ) -> None:
