@@ -252,6 +252,28 @@ def test_term_while_the_application_is_loaded_ends_the_worker(serve, loop):
     assert "Traceback" not in server.log
 
 
+def test_term_while_loading_reaches_an_application_that_swallows_it(serve, loop):
+    server = serve(
+        f"""
+        import contextlib
+
+        @contextlib.asynccontextmanager
+        async def make_app():
+            with contextlib.suppress(asyncio.CancelledError):
+                log.info("loading")
+                await asyncio.sleep({FOREVER})
+            yield app
+            log.info("left")
+        """,
+        app="app:make_app",
+        loop=loop,
+    )
+    server.wait_log("loading")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert "left" in server.log
+
+
 def test_second_term_does_not_cut_what_the_first_has_ended(serve, loop):
     server = serve(
         f"""
@@ -461,6 +483,7 @@ def test_clients_see_the_end_although_a_child_has_their_sockets(serve, tls, loop
                 self.set_header("Content-Length", 5)
                 self.write("part")
                 await self.flush()
+                await asyncio.sleep(0.1)  # it is on its way now
                 raise RuntimeError
 
         class Detach(tornado.web.RequestHandler):

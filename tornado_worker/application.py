@@ -175,6 +175,9 @@ class Lifespan:
         try:
             await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
+            # Some libraries take a cancellation for a lost connection and go on:
+            # then what has been entered is left as soon as all of it is.
+            self._leave.set()
             task.cancel()
             await asyncio.wait((task,))
             raise
