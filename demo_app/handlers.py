@@ -221,6 +221,7 @@ class ListenHandler(BaseHandler):
     async def wait_for(self, update: Any, timeout_s: float) -> Update | None:
         """Wait for an update, until the time is up, the worker drains, or the client goes."""
         if self.has_gone():
+            update.close()
             return None
         self._waiting = asyncio.ensure_future(update)
         try:

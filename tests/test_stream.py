@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tornado import httputil
+from tornado import httputil, web, websocket
 from tornado.iostream import IOStream, StreamBufferFullError, StreamClosedError
 
 from conftest import TLSFiles
@@ -349,7 +349,7 @@ def test_detaching_after_a_pause_keeps_every_byte(serve: Serve, step: str) -> No
     server.run(stream.close)
 
 
-def test_detaching_after_the_client_left_raises(serve: Serve) -> None:
+def test_detaching_after_the_client_left_gives_a_closed_stream(serve: Serve) -> None:
     app = Messages(on_finish=lambda m: None)
     server = serve(app)
     client = server.connect()
@@ -357,8 +357,38 @@ def test_detaching_after_the_client_left_raises(serve: Serve) -> None:
     server.turn()
     client.close()
     eventually(lambda: not server.connections)
+    stream = server.run(app.messages[0].conn.detach)
+    assert isinstance(stream, IOStream)
+    assert stream.closed()
     with pytest.raises(StreamClosedError):
-        server.run(app.messages[0].conn.detach)
+        server.run(stream.write, b"too late")
+
+
+def test_websocket_whose_client_left_while_it_was_prepared_is_no_error(serve: Serve) -> None:
+    events: list[str] = []
+    go = asyncio.Event()
+
+    class Socket(websocket.WebSocketHandler):
+        async def prepare(self) -> None:
+            events.append("prepare")
+            await go.wait()
+
+        def on_close(self) -> None:
+            events.append("close")
+
+    server = serve(web.Application([("/", Socket)]))
+    client = server.connect()
+    client.send(
+        GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    eventually(lambda: events == ["prepare"])
+    client.close()
+    eventually(lambda: events == ["prepare", "close"])
+    server.run(go.set)
+    server.turn()
+    assert events == ["prepare", "close"]
+    serve.logs.expect()
 
 
 def test_detaching_twice_raises(detached: Detached, serve: Serve) -> None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from tornado import httputil
 from tornado.http1connection import HTTP1ConnectionParameters
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
+from tornado_worker.connection import Phase
 from tornado_worker.fields import format_head
 from tornado_worker.sendfile import send_file
-from tornado_worker.stream import ConnectionView, TransportStream
+from tornado_worker.stream import ConnectionView
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
@@ -128,16 +130,21 @@ class RequestConnection(httputil.HTTPConnection):
         if self._conn.exchange in (self, None):
             self._conn.abort()
 
-    def detach(self) -> TransportStream:
+    def detach(self) -> IOStream:
         """Take the connection over, with the bytes that were read ahead.
 
         HTTP ends here: the stream is the caller's, to read, write and close.
-        Raises StreamClosedError when the connection is gone, or another exchange's.
+        It is closed when the client has gone, as Tornado's is. Raises StreamClosedError
+        when the connection is another exchange's, or was taken over before.
         """
-        if self._conn.exchange not in (self, None):
+        if self._conn.exchange not in (self, None) or self._conn.phase == Phase.DETACHED:
             raise StreamClosedError()
         owner, self._owner = self._owner, None
-        stream = self._conn.detach(self, owner)
+        if self._conn.transport is None:
+            stream = IOStream(socket.socket())
+            stream.close()
+        else:
+            stream = self._conn.detach(self, owner)
         self._close_callback = None
         self.delegate = None
         return stream

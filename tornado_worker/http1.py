@@ -493,8 +493,6 @@ class ServerConnection(Connection):
 
     def detach(self, exchange: RequestConnection, owner: Any) -> TransportStream:
         """Hand the transport to a stream of `owner`'s, with what was read ahead; HTTP ends here."""
-        if self.transport is None:
-            raise StreamClosedError()
         held = self._held or b""
         parser, self._parser = self._parser, None
         if parser is not None:
