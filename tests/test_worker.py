@@ -719,6 +719,23 @@ def test_death_of_the_arbiter_ends_the_worker_gracefully(serve, loop):
     server.wait_worker_exit(pid)
 
 
+def test_death_of_the_arbiter_ends_a_worker_that_loads_its_application(serve, loop):
+    server = serve(
+        f"""
+        async def make_app():
+            log.info("loading")
+            await asyncio.sleep({FOREVER})
+        """,
+        app="app:make_app",
+        loop=loop,
+    )
+    server.wait_log("loading")
+    [pid] = server.worker_pids()
+    server.signal(signal.SIGKILL)
+    server.wait_log("Parent changed, shutting down")
+    server.wait_worker_exit(pid)
+
+
 # -- drain -------------------------------------------------------------------------
 
 

@@ -240,6 +240,7 @@ class TornadoWorker(SignalHandlers):
         self._loading = asyncio.current_task()
         if not self.alive:
             raise asyncio.CancelledError  # a TERM came meanwhile
+        self._watch_parent()
         self._lifespan = Lifespan(name_of(self.app), self._wrap_wsgi)
 
         def load_object() -> Any:
@@ -251,6 +252,22 @@ class TornadoWorker(SignalHandlers):
         self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
         self.server.worker = self
         self.server.observer = make_observer(self)
+
+    def _watch_parent(self) -> None:
+        """Leave if the arbiter dies while the application is loaded; then `_beat` sees to it."""
+        if self._loading is None:
+            return
+        if self._has_lost_parent():
+            self.alive = False
+            self._on_term()
+        else:
+            self._loop.call_later(1.0, self._watch_parent)
+
+    def _has_lost_parent(self) -> bool:
+        lost: bool = self.ppid != os.getppid()
+        if lost:
+            self.log.info("Parent changed, shutting down: %s", self)
+        return lost
 
     def _wrap_wsgi(self, app: Any) -> RequestCallback:
         limit = self.SERVER_OPTIONS.get("max_body_size")
@@ -331,8 +348,7 @@ class TornadoWorker(SignalHandlers):
         if self._row is not None:
             self._row.beat(self.nr)
             self._recycler.check()
-        if self.ppid != os.getppid() and self.alive:
-            self.log.info("Parent changed, shutting down: %s", self)
+        if self.alive and self._has_lost_parent():
             self._begin_drain()
 
     def on_request(self) -> None:
