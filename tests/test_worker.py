@@ -58,6 +58,12 @@ app = tornado.web.Application(
 # Long enough that nothing may ever wait for it.
 FOREVER = 300
 
+LOADS_FOREVER = f"""
+async def make_app():
+    log.info("loading")
+    await asyncio.sleep({FOREVER})
+"""
+
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def loop(request):
@@ -237,15 +243,7 @@ def test_failing_post_worker_init_stops_gunicorn(serve):
 
 
 def test_term_while_the_application_is_loaded_ends_the_worker(serve, loop):
-    server = serve(
-        f"""
-        async def make_app():
-            log.info("loading")
-            await asyncio.sleep({FOREVER})
-        """,
-        app="app:make_app",
-        loop=loop,
-    )
+    server = serve(LOADS_FOREVER, app="app:make_app", loop=loop)
     server.wait_log("loading")
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
@@ -483,7 +481,8 @@ def test_clients_see_the_end_although_a_child_has_their_sockets(serve, tls, loop
                 self.set_header("Content-Length", 5)
                 self.write("part")
                 await self.flush()
-                await asyncio.sleep(0.1)  # it is on its way now
+                for _ in range(3):  # uvloop writes at the end of a turn
+                    await asyncio.sleep(0)
                 raise RuntimeError
 
         class Detach(tornado.web.RequestHandler):
@@ -653,15 +652,7 @@ def test_quit_while_the_application_is_imported_ends_the_worker(serve):
 
 
 def test_quit_while_the_application_is_loaded_ends_the_worker(serve, loop):
-    server = serve(
-        f"""
-        async def make_app():
-            log.info("loading")
-            await asyncio.sleep({FOREVER})
-        """,
-        app="app:make_app",
-        loop=loop,
-    )
+    server = serve(LOADS_FOREVER, app="app:make_app", loop=loop)
     server.wait_log("loading")
     server.signal(signal.SIGQUIT)
     assert server.wait_exit(10) == 0
@@ -720,15 +711,7 @@ def test_death_of_the_arbiter_ends_the_worker_gracefully(serve, loop):
 
 
 def test_death_of_the_arbiter_ends_a_worker_that_loads_its_application(serve, loop):
-    server = serve(
-        f"""
-        async def make_app():
-            log.info("loading")
-            await asyncio.sleep({FOREVER})
-        """,
-        app="app:make_app",
-        loop=loop,
-    )
+    server = serve(LOADS_FOREVER, app="app:make_app", loop=loop)
     server.wait_log("loading")
     [pid] = server.worker_pids()
     server.signal(signal.SIGKILL)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
 
-from tornado_worker.transport import break_cycles, hang_up, sending_state
+from tornado_worker.transport import abort, break_cycles, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -57,7 +57,6 @@ class Connection(asyncio.Protocol):
         "_closed_waiter",
         "_drain_waiters",
         "_held",
-        "_over_tls",
         "_progress",
         "_progress_since",
         "_reading_paused",
@@ -83,7 +82,6 @@ class Connection(asyncio.Protocol):
         # Bytes that wait for their turn. None: what arrives may be used at once.
         self._held: bytes | None = None
         self._reading_paused = False
-        self._over_tls = False
         self._reads_pieces = False
         self._writing_paused = False
         # How far the peer was in taking what is written, and since when.
@@ -101,7 +99,7 @@ class Connection(asyncio.Protocol):
             # transport 64 KB. And what they read at once they copy at once, twice.
             transport.set_read_buffer_limits(high=_HELD_MAX)
             transport.set_write_buffer_limits(high=_HELD_MAX)
-            self._reads_pieces = self._over_tls = True
+            self._reads_pieces = True
             transport.set_protocol(PieceReader(self))
         self.context = self.server.make_context(transport, *self.context)
 
@@ -148,7 +146,7 @@ class Connection(asyncio.Protocol):
         Over TLS it is always in pieces.
         """
         transport = self.transport
-        if wanted is self._reads_pieces or self._over_tls or transport is None:
+        if wanted is self._reads_pieces or transport is None or not transport.can_write_eof():
             return
         self._reads_pieces = wanted
         # uvloop looks at the kind of protocol when reading begins.
@@ -257,9 +255,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self.transport is not None:
             self.phase = Phase.CLOSING
-            if self._over_tls:  # whose layers call connection_lost when the socket is closed
-                hang_up(self.transport)
-            self.transport.abort()
+            abort(self.transport)
 
     async def close(self) -> None:
         """Close at once and return when the connection is gone (Tornado's interface)."""

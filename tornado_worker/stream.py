@@ -23,7 +23,7 @@ from tornado.iostream import (
 )
 from tornado.log import gen_log
 
-from tornado_worker.transport import break_cycles, hang_up, sending_state
+from tornado_worker.transport import abort, break_cycles, hang_up, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
@@ -270,8 +270,7 @@ class TransportStream(IOStream):
         transport = self._transport
         self.socket = None
         if self.error is not None:
-            hang_up(transport)
-            transport.abort()
+            abort(transport)
             return
         # Unlike a socket, a transport still delivers what was written before.
         transport.close()
@@ -291,8 +290,7 @@ class TransportStream(IOStream):
         left, progress = sending_state(self._transport)
         stalled_s = stalled_s + _FLUSH_CHECK_S if progress == before else 0.0
         if left == 0 or stalled_s >= _FLUSH_TIMEOUT_S:
-            hang_up(self._transport)
-            self._transport.abort()
+            abort(self._transport)
         else:
             self._check_flushed_later(progress, stalled_s)
 

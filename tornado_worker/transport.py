@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import socket
 import struct
 import termios
 from typing import Any
 
-__all__ = ["break_cycles", "hang_up", "sending_state"]
+__all__ = ["abort", "break_cycles", "hang_up", "sending_state"]
 
 
 def break_cycles(transport: Any) -> None:
@@ -28,12 +29,29 @@ def break_cycles(transport: Any) -> None:
             state[name] = None
 
 
+# Whether this process may have children with copies of its sockets.
+_has_forked = False
+
+
+def _note_fork(has_forked: bool) -> None:
+    global _has_forked
+    _has_forked = has_forked
+
+
+# A child is not its parent: what it serves it has accepted itself.
+os.register_at_fork(
+    after_in_parent=lambda: _note_fork(True), after_in_child=lambda: _note_fork(False)
+)
+
+
 def hang_up(transport: Any) -> None:
     """Tell the peer that nothing more comes, when the transport is about to close its socket.
 
     Closing alone does not while a child that the application has forked, as
-    `multiprocessing` does, has the socket too.
+    `multiprocessing` does, has the socket too. Costs nothing where nobody forks.
     """
+    if not _has_forked:
+        return
     sock = transport.get_extra_info("socket")
     fd = -1 if sock is None else sock.fileno()
     if fd < 0:
@@ -43,6 +61,14 @@ def hang_up(transport: Any) -> None:
         with contextlib.suppress(OSError):
             same.shutdown(socket.SHUT_WR)
         same.detach()
+
+
+def abort(transport: Any) -> None:
+    """Abort a transport, and let the peer know."""
+    if not transport.can_write_eof():
+        # TLS: its layers call connection_lost when the socket has been closed.
+        hang_up(transport)
+    transport.abort()
 
 
 # Where `struct tcp_info` of Linux has tcpi_bytes_acked, a 64-bit counter.
