@@ -139,11 +139,13 @@ def test_next_worker_is_not_replaced_before_the_arbiter_has_heard_of_the_last(gu
         """,
     )
     first = set(server.wait_workers(2))
-    while first & set(server.worker_pids()):
+
+    def are_replaced():
         if server.count_log("Autorestarting") < 2:
             visit(server, 1)
-        else:
-            time.sleep(0.1)
+        return not first & set(server.worker_pids())
+
+    wait_until(are_replaced, 60)
     wait_settled(server, 2)
     replaced = server.count_log("Autorestarting")
     assert server.count_log("Booting worker") == 2 + replaced
