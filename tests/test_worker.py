@@ -148,6 +148,26 @@ def test_what_was_loaded_is_kept_out_of_garbage_collection(serve):
     assert server.request("/").text == "True False True"
 
 
+def test_handlers_have_the_date_for_less(serve, loop):
+    server = serve(
+        """
+        import email.utils
+
+        class Dated(tornado.web.RequestHandler):
+            def get(self):
+                date = self._headers["Date"]
+                age = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+                self.write(f"{0 <= age < 60} {tornado.httputil.format_timestamp.__module__}")
+
+        app = tornado.web.Application([("/", Dated)])
+        """,
+        loop=loop,
+    )
+    response = server.request("/")
+    assert response.text == "True tornado_worker.shortcuts"
+    assert response.headers["Date"].endswith(" GMT")
+
+
 def test_auto_is_asyncio_without_uvloop(serve):
     server = serve(
         """

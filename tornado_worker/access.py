@@ -23,11 +23,9 @@ import time
 import traceback
 from typing import Any
 
-import tornado.web
 from gunicorn.glogging import Logger
 from gunicorn.instrument.statsd import Statsd
 from tornado import httputil
-from tornado.log import access_log as tornado_access_log
 
 from tornado_worker.atoms import Atoms
 from tornado_worker.exchange import RequestConnection
@@ -37,7 +35,7 @@ from tornado_worker.http1 import ServerConnection
 from tornado_worker.stream import TransportStream
 from tornado_worker.wsgi_environ import EnvironBuilder, ErrorStream
 
-__all__ = ["AccessLog", "make_observer", "silence_tornado_access_log"]
+__all__ = ["AccessLog", "make_observer"]
 
 CLIENT_CLOSED_REQUEST = 499
 # Section 7.1.5 of RFC 6455: the connection was lost without a close frame.
@@ -54,25 +52,6 @@ def make_observer(worker: Any) -> AccessLog | None:
     """Return what the server of `worker` has to tell of exchanges; None: nobody listens."""
     observer = AccessLog(worker)
     return observer if observer.wanted else None
-
-
-def silence_tornado_access_log() -> None:
-    """Spare Tornado's handlers the making of log lines that nobody gets.
-
-    `Application.log_request` composes its line before it asks whether anything
-    is logged: 2 us a request. Lines that somebody gets are made as before.
-    """
-    log_request = tornado.web.Application.log_request
-    if log_request.__module__ == __name__:
-        return
-
-    def log_request_if_wanted(
-        self: tornado.web.Application, handler: tornado.web.RequestHandler
-    ) -> None:
-        if tornado_access_log.isEnabledFor(logging.ERROR) or "log_function" in self.settings:
-            log_request(self, handler)
-
-    tornado.web.Application.log_request = log_request_if_wanted  # type: ignore[method-assign]
 
 
 class AccessLog:

@@ -26,7 +26,7 @@ from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
 from tornado_worker import supported, wsgi  # noqa: F401
-from tornado_worker.access import make_observer, silence_tornado_access_log
+from tornado_worker.access import make_observer
 from tornado_worker.application import (
     ApplicationError,
     Lifespan,
@@ -45,6 +45,7 @@ from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
 from tornado_worker.settings import check_server_options, loop_factory, server_arguments
+from tornado_worker.shortcuts import take_shortcuts
 from tornado_worker.shutdown import end_with_main_thread, finish_loop
 from tornado_worker.siblings import Row, Share, Sibling, Siblings, State
 from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
@@ -194,7 +195,7 @@ class TornadoWorker(SignalHandlers):
             getattr(self.log, "error_log", None) or logging.getLogger("gunicorn.error")
         )
         error_log.attach()
-        silence_tornado_access_log()
+        take_shortcuts()
         answer_cancellation()
         if hasattr(self.cfg, "websocket_max_message_size"):  # new in Gunicorn 26.3
             limit_messages(self.cfg.websocket_max_message_size)

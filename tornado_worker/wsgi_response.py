@@ -8,13 +8,11 @@ the loop.
 
 from __future__ import annotations
 
-import email.utils
 import io
 import os
 import re
 import stat
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -23,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 
+from tornado_worker.shortcuts import http_date
 from tornado_worker.wsgi_environ import FileWrapper
 from tornado_worker.wsgi_input import ClientDisconnected
 
@@ -63,7 +62,6 @@ _CACHE_MAX = 1000
 
 _start_lines: dict[str, ResponseStartLine] = {}
 _field_names: dict[str, str] = {}
-_date = (0, "")
 
 
 class Head(NamedTuple):
@@ -291,7 +289,7 @@ class Response:
     def _headers(self, fields: list[tuple[str, str]]) -> HTTPHeaders:
         headers = HTTPHeaders()
         headers["Server"] = self.container.server_name
-        headers["Date"] = _http_date()
+        headers["Date"] = http_date()
         for name, value in fields:
             if name in headers:
                 headers.add(name, value)
@@ -451,14 +449,3 @@ def _parse_length(value: str, other: int | None) -> int:
     if other is not None and other != length:
         raise ValueError(f"invalid Content-Length: both {other} and {length}")
     return length
-
-
-def _http_date() -> str:
-    """Return the time for a Date field; formatted once a second."""
-    global _date
-    now = int(time.time())
-    second, text = _date
-    if second != now:
-        text = email.utils.formatdate(now, usegmt=True)
-        _date = (now, text)
-    return text
