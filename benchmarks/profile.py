@@ -31,6 +31,17 @@ __all__ = ["main", "post_worker_init", "worker_exit"]
 
 LINES = 45
 RATE_HZ = 400
+# Where threads wait. A sampler that looks from outside takes that for work.
+WAITS = {
+    *("epoll_wait", "epoll_pwait", "poll", "select", "clock_nanosleep"),
+    *("PyThread_acquire_lock_timed", "pthread_cond_timedwait"),
+}
+SYSTEM_CALLS = {
+    *("read", "write", "recv", "send", "sendfile", "accept4", "close", "shutdown"),
+    *("epoll_ctl", "ioctl", "setsockopt", "getpid"),
+}
+LOOP_FILES = ("asyncio/runners.py", "asyncio/base_events.py", "asyncio/events.py")
+PACKAGES = ("tornado_worker", "tornado", "gunicorn", "benchmarks")
 
 _profiler: cProfile.Profile | None = None
 
@@ -98,31 +109,49 @@ def _run_py_spy(scenario: Scenario, worker: Worker, plan: Plan) -> None:
 def _print_shares(stacks: str, whole: float) -> None:
     """Print where the samples are, as shares and as amounts of `whole`.
 
-    Lines of a function are taken together. Waiting for events is left out: it
-    is no CPU time, and a sampler that looks from outside cannot tell.
+    Lines of a function are taken together. What waits is left out: it is no CPU time.
     """
+    parts: Counter[str] = Counter()
     within: Counter[str] = Counter()
     python: Counter[str] = Counter()
     own: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
         frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
-        if frames[-1].startswith("epoll_"):
+        # Inside these the C library has functions without a name.
+        if not WAITS.isdisjoint(frame.partition(" ")[0] for frame in frames[-4:]):
             continue
+        parts[_part(frames)] += int(count)
         within.update(dict.fromkeys(frames, int(count)))
         python[next((frame for frame in reversed(frames) if ".py" in frame), "")] += int(count)
         own[frames[-1]] += int(count)
     total = own.total()
     tables = (
-        ("with all that it calls", within),
-        ("in Python, with the C functions that it calls", python),
-        ("itself, in Python or C", own),
+        ("part: a package with the C functions and the standard library that it calls", parts),
+        ("function, with all that it calls", within),
+        ("function, in Python, with the C functions that it calls", python),
+        ("function, itself, in Python or C", own),
     )
     for title, counted in tables:
-        print(f"\n {'share':>6} {'amount':>8}  function, {title}")
+        print(f"\n {'share':>6} {'amount':>8}  {title}")
         for frame, samples in counted.most_common(LINES):
             name = frame + ")" if " (" in frame and not frame.endswith(")") else frame
             print(f" {samples / total:6.1%} {whole * samples / total:8.2f}  {name}")
+
+
+def _part(frames: list[str]) -> str:
+    """Return what a stack, innermost frame last, is counted as."""
+    if frames[-1].partition(" ")[0] in SYSTEM_CALLS:
+        return "system calls"
+    for frame in reversed(frames):
+        if frame.startswith("gc_collect"):
+            return "garbage collection"
+        path = frame.rpartition("(")[2]
+        if path.startswith(LOOP_FILES):
+            return "event loop"
+        if (package := path.partition("/")[0]) in PACKAGES:
+            return package
+    return "elsewhere"
 
 
 def _run_cprofile(scenario: Scenario, worker: Worker, plan: Plan) -> None:
