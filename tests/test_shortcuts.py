@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import itertools
 import logging
 import time
 from types import SimpleNamespace
@@ -19,25 +20,24 @@ TIMES = (1359312200.0, 1359312200.25, 1359312200.999, 1359312201.0, 1359312199.5
 
 
 @pytest.fixture
-def shortcuts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Take the shortcuts for one test; return Tornado's format_timestamp."""
-    original = httputil.format_timestamp
-    monkeypatch.setattr(httputil, "format_timestamp", original)
+def shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the shortcuts for one test."""
+    monkeypatch.setattr(httputil, "format_timestamp", httputil.format_timestamp)
     log_request = tornado.web.Application.log_request
     monkeypatch.setattr(tornado.web.Application, "log_request", log_request)
     take_shortcuts()
-    return original
 
 
-@pytest.mark.parametrize("first", TIMES)
-def test_a_date_is_that_of_its_second_whatever_was_asked_before(first: float) -> None:
-    for timestamp in (first, *TIMES):
-        assert http_date(timestamp) == email.utils.formatdate(timestamp, usegmt=True)
+@pytest.mark.parametrize(("before", "timestamp"), [*itertools.product(TIMES, repeat=2)])
+def test_a_date_is_that_of_its_second_whatever_was_asked_before(
+    before: float, timestamp: float
+) -> None:
+    http_date(before)
+    assert http_date(timestamp) == email.utils.formatdate(timestamp, usegmt=True)
 
 
 def test_a_date_is_formatted_once_a_second() -> None:
     assert http_date(1359312200.1) is http_date(1359312200.9)
-    assert http_date(1359312201.1) is not http_date(1359312200.9)
 
 
 def test_without_a_time_the_date_is_the_present_one() -> None:
@@ -56,28 +56,32 @@ def test_without_a_time_the_date_is_the_present_one() -> None:
         datetime.datetime(2013, 1, 27, 18, 43, 20, 5, tzinfo=datetime.UTC),
     ],
 )
-def test_timestamps_of_every_kind_are_formatted_as_tornado_does(
-    shortcuts: Any, timestamp: Any
-) -> None:
-    assert httputil.format_timestamp is not shortcuts
-    assert httputil.format_timestamp(timestamp) == shortcuts(timestamp)
+@pytest.mark.usefixtures("shortcuts")
+def test_timestamps_of_every_kind_are_formatted_as_tornado_does(timestamp: Any) -> None:
+    assert httputil.format_timestamp.__module__ == take_shortcuts.__module__
     assert httputil.format_timestamp(timestamp) == "Sun, 27 Jan 2013 18:43:20 GMT"
 
 
 @pytest.mark.usefixtures("shortcuts")
-def test_what_is_no_timestamp_is_refused_as_tornado_does() -> None:
-    with pytest.raises(TypeError, match="unknown timestamp type"):
-        httputil.format_timestamp("now")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("timestamp", "error"),
+    [("now", TypeError), (float("inf"), OverflowError), (float("nan"), ValueError)],
+)
+def test_what_is_no_timestamp_is_refused_as_tornado_does(
+    timestamp: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        httputil.format_timestamp(timestamp)
 
 
-def _log_request(application: tornado.web.Application) -> int:
-    """Return how often the status of a request was asked for to be logged."""
+def _log_request(application: tornado.web.Application, status: int = 200) -> int:
+    """Log a request; return how often its status was asked for."""
     asked = 0
 
     def get_status() -> int:
         nonlocal asked
         asked += 1
-        return 200
+        return status
 
     request = SimpleNamespace(request_time=lambda: 0.001)
     handler: Any = SimpleNamespace(
@@ -101,6 +105,13 @@ def test_lines_that_somebody_gets_are_composed(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.usefixtures("shortcuts")
+def test_errors_are_composed_for_who_wants_only_those(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "tornado.access")
+    _log_request(tornado.web.Application(), 500)
+    assert "500 GET / (127.0.0.1)" in caplog.text
+
+
+@pytest.mark.usefixtures("shortcuts")
 def test_a_log_function_is_called_whatever_the_logger_takes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -108,6 +119,31 @@ def test_a_log_function_is_called_whatever_the_logger_takes(
     called: list[Any] = []
     _log_request(tornado.web.Application(log_function=called.append))
     assert len(called) == 1
+
+
+@pytest.mark.usefixtures("shortcuts")
+def test_a_logger_that_took_the_place_of_tornados_is_asked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.CRITICAL, "tornado.access")
+    caplog.set_level(logging.INFO, "another")
+    monkeypatch.setattr(tornado.web, "access_log", logging.getLogger("another"))
+    _log_request(tornado.web.Application())
+    assert caplog.record_tuples == [("another", logging.INFO, "200 GET / (127.0.0.1) 1.00ms")]
+
+
+def test_what_an_application_has_replaced_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def format_timestamp(ts: Any) -> str:
+        return "mine"
+
+    def log_request(self: Any, handler: Any) -> None:
+        pass
+
+    monkeypatch.setattr(httputil, "format_timestamp", format_timestamp)
+    monkeypatch.setattr(tornado.web.Application, "log_request", log_request)
+    take_shortcuts()
+    assert httputil.format_timestamp is format_timestamp
+    assert tornado.web.Application.log_request is log_request
 
 
 @pytest.mark.usefixtures("shortcuts")
