@@ -13,12 +13,12 @@ import argparse
 import json
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from benchmarks.command_line import end_in_order, positive_float, positive_int
 from benchmarks.environment import describe_environment
 from benchmarks.floor import measure_floor
 from benchmarks.loads import Plan, Sample, WrkLoad
@@ -40,7 +40,9 @@ __all__ = ["main"]
 ROUNDS = 9
 SECONDS = 1.0
 QUICK_ROUNDS = 2
+# Of the 2 minutes; the rest is for starts, and for a round that has just begun.
 QUICK_BUDGET_S = 90.0
+FAILED = "FAILED"
 
 # With --patient: how much others may use, how long to wait for it before a
 # sample, and how many samples to try.
@@ -57,8 +59,7 @@ def main() -> int:
     if wrk_version() is None:
         print("wrk is not installed; on Debian and Ubuntu: apt-get install wrk", file=sys.stderr)
         return 1
-    # Ends servers and clients on the way out, as an interrupt from the keyboard does.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended by SIGTERM"))
+    end_in_order()
     raise_open_file_limit()
     server_cores, client_cores = ([], []) if arguments.no_pin else choose_cores()
     seconds = arguments.seconds or SECONDS
@@ -71,15 +72,28 @@ def main() -> int:
     print("# Benchmark\n", *environment_lines(environment), "", sep="\n", flush=True)
     take = _take_quiet_sample if arguments.patient else _take_sample
     results: dict[str, dict[str, list[Sample]]] = {}
+    failed = False
     scenarios = _chosen_scenarios(arguments, usable)
+    if not scenarios:
+        print("none of the scenarios chosen has a worker that is chosen", file=sys.stderr)
+        return 1
+    if arguments.json:
+        try:
+            arguments.json.touch()  # before the first sample, not after
+        except OSError as error:
+            print(f"--json: {error}", file=sys.stderr)
+            return 1
     for index, (scenario, names) in enumerate(scenarios, 1):
         # With --quick each scenario has its share of the time: on a slow or
         # busy machine later ones make do with one round.
         share = QUICK_BUDGET_S * index / len(scenarios) if arguments.quick else math.inf
         samples, abouts = _run_scenario(scenario, names, rounds, plan, began + share, take)
+        failed = failed or any(about.startswith(FAILED) for about in abouts.values())
         if samples:
             results[scenario.name] = samples
             print(*scenario_lines(scenario, samples, abouts), "", sep="\n", flush=True)
+        else:
+            print(f"### {scenario.name}: {scenario.title}\n\n{abouts}\n", flush=True)
         if arguments.json:
             # Written after every scenario: an interrupted run keeps what it has.
             summary = summarize(environment, results, SCENARIOS)
@@ -87,7 +101,7 @@ def main() -> int:
     print(*headline_lines((scenario for scenario, _ in scenarios), results), "", sep="\n")
     print(*target_lines(results), sep="\n")
     print(f"\n{time.monotonic() - began:.0f} s; samples of {seconds:g} s")
-    return 0
+    return int(failed)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -97,8 +111,12 @@ def _parse_arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="fewer scenarios, workers and rounds: 2 minutes")
     add("--scenario", action="append", choices=SCENARIOS, metavar="NAME", help="may be repeated")
     add("--worker", action="append", choices=WORKERS, metavar="NAME", help="may be repeated")
-    add("--rounds", type=int, help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})")
-    add("--seconds", type=float, help=f"of a sample (default {SECONDS})")
+    add(
+        "--rounds",
+        type=positive_int,
+        help=f"samples of each (default {ROUNDS}, quick {QUICK_ROUNDS})",
+    )
+    add("--seconds", type=positive_float, help=f"of a sample (default {SECONDS})")
     add("--json", type=Path, metavar="FILE", help="write every sample and verdict there")
     add("--patient", action="store_true", help="wait for moments when other processes do little")
     add("--no-pin", action="store_true", help="let server and clients use any core")
@@ -161,14 +179,15 @@ def _run_scenario(
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
     """Run the rounds, but begin none after `enough_at`.
 
-    A worker that fails takes no further part.
+    A worker that fails takes no further part; what it has measured before stays.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in names}
+    left = list(names)
     abouts: dict[str, str] = {}
     for number in range(rounds):
         if number and time.monotonic() > enough_at:
             break
-        for name in list(samples):
+        for name in list(left):
             print(f"{scenario.name}: round {number + 1}/{rounds}: {name}", file=sys.stderr)
             try:
                 try:
@@ -178,12 +197,14 @@ def _run_scenario(
                     sample, about = take(scenario, WORKERS[name], plan)
             except Exception as error:  # whatever it is, the other workers go on
                 print(f"{scenario.name}: {name} FAILED: {error}", file=sys.stderr)
-                abouts[name] = f"FAILED ({str(error).splitlines()[0]})"
-                del samples[name]
+                abouts[name] = (
+                    f"{FAILED} ({(str(error).splitlines() or [type(error).__name__])[0]})"
+                )
+                left.remove(name)
                 continue
             samples[name].append(sample)
             abouts[name] = about
-    return samples, abouts
+    return {name: taken for name, taken in samples.items() if taken}, abouts
 
 
 def _take_quiet_sample(scenario: Scenario, worker: Worker, plan: Plan) -> tuple[Sample, str]:

@@ -28,6 +28,7 @@ from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import end_in_order, positive_int
 from benchmarks.environment import describe_environment
 from benchmarks.measure import raise_open_file_limit
 
@@ -307,12 +308,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--messages", type=int, default=40)
+    parser.add_argument("--clients", type=positive_int, default=1000)
+    parser.add_argument("--workers", type=positive_int, default=2)
+    parser.add_argument("--messages", type=positive_int, default=40)
     parser.add_argument("--store", choices=STORES, action="append")
     parser.add_argument("--way", choices=WAYS, action="append")
     arguments = parser.parse_args()
+    end_in_order()
     raise_open_file_limit()
     factory = None
     with contextlib.suppress(ImportError):

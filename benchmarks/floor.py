@@ -1,4 +1,4 @@
-"""The least a request can cost: what no server of Tornado handlers can go below.
+"""What a request costs where the server does nothing: Tornado's handler, and the kernel.
 
 It is the sum of two figures. The handler alone: routing, handler and response
 headers, driven in a loop with a connection that does nothing. And a bare
@@ -90,7 +90,8 @@ async def _drive_handler(
             self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None
         ) -> asyncio.Future[None]:
             nonlocal response_bytes
-            assert start_line.code == 200
+            if start_line.code != 200:
+                raise ValueError(f"expected status 200; got {start_line.code}")
             response_bytes = len(chunk or b"")
             return written
 

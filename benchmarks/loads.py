@@ -102,7 +102,8 @@ class StreamLoad:
 
     def run(self, server: ServerProcess, plan: Plan) -> Sample:
         self._transfer(server, plan, 1)
-        times = max(3, round(plan.seconds * 4))
+        # The first ones are dearer: the kernel finds its memory and the windows their sizes.
+        times = max(12, round(plan.seconds * 12))
         before = server.cpu_s
         seconds = self._transfer(server, plan, times)
         used = server.cpu_s - before

@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import math
 import os
 import pstats
 import shutil
 import subprocess
-import threading
+import sys
+import sysconfig
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loads import Plan
+from benchmarks.command_line import end_in_order, positive_float
+from benchmarks.loads import Plan, WrkLoad
 from benchmarks.measure import choose_cores, raise_open_file_limit
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.server_process import ServerProcess
 from benchmarks.workers import FLOOR, OURS, WORKERS, Worker
+from benchmarks.wrk import wrk_version
 
 __all__ = ["main", "post_worker_init", "worker_exit"]
 
@@ -37,11 +42,12 @@ WAITS = {
     *("PyThread_acquire_lock_timed", "pthread_cond_timedwait"),
 }
 SYSTEM_CALLS = {
-    *("read", "write", "recv", "send", "sendfile", "accept4", "close", "shutdown"),
-    *("epoll_ctl", "ioctl", "setsockopt", "getpid"),
+    *("read", "write", "writev", "recv", "recvfrom", "send", "sendto", "sendmsg", "sendfile"),
+    *("accept4", "close", "shutdown", "epoll_ctl", "ioctl", "setsockopt", "getpid"),
+    *("open64", "fstat64", "fstatat64", "lseek64", "mmap64", "munmap"),
 }
 LOOP_FILES = ("asyncio/runners.py", "asyncio/base_events.py", "asyncio/events.py")
-PACKAGES = ("tornado_worker", "tornado", "gunicorn", "benchmarks")
+PACKAGES = ("tornado_worker", "tornado", "gunicorn", "uvicorn", "aiohttp", "gevent", "benchmarks")
 
 _profiler: cProfile.Profile | None = None
 
@@ -64,15 +70,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO")
-    parser.add_argument("--worker", default=OURS, choices=[*WORKERS.keys() - {FLOOR}])
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument(
+        "--worker", default=OURS, choices=[name for name in WORKERS if name != FLOOR]
+    )
+    parser.add_argument("--seconds", type=positive_float, default=6.0)
     parser.add_argument("--cprofile", action="store_true", help="also where py-spy is installed")
     arguments = parser.parse_args()
-    raise_open_file_limit()
     server_cores, client_cores = choose_cores()
+    scenario, worker = SCENARIOS[arguments.scenario], WORKERS[arguments.worker]
+    if scenario.kind not in worker.applications:
+        parser.error(f"{worker.name} cannot serve {scenario.name}")
+    if not scenario.load.metric.startswith("cpu_"):
+        parser.error(f"{scenario.name} measures {scenario.load.metric}, which has no parts")
+    if isinstance(scenario.load, WrkLoad) and wrk_version() is None:
+        parser.error("wrk is not installed; on Debian and Ubuntu: apt-get install wrk")
+    end_in_order()
+    raise_open_file_limit()
     plan = Plan(arguments.seconds, server_cores, client_cores)
-    run = _run_cprofile if arguments.cprofile or not shutil.which("py-spy") else _run_py_spy
-    run(SCENARIOS[arguments.scenario], WORKERS[arguments.worker], plan)
+    py_spy = None if arguments.cprofile else _find_py_spy()
+    if py_spy is not None:
+        _run_py_spy(py_spy, scenario, worker, plan)
+    else:
+        print("with cProfile, not py-spy", file=sys.stderr)
+        _run_cprofile(scenario, worker, plan)
+
+
+def _find_py_spy() -> str | None:
+    """Return the command: that of this Python, or else one on PATH."""
+    return shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
 
 
 def _server(scenario: Scenario, worker: Worker, plan: Plan, *settings: str) -> ServerProcess:
@@ -87,18 +112,18 @@ def _server(scenario: Scenario, worker: Worker, plan: Plan, *settings: str) -> S
     )
 
 
-def _run_py_spy(scenario: Scenario, worker: Worker, plan: Plan) -> None:
+def _run_py_spy(py_spy: str, scenario: Scenario, worker: Worker, plan: Plan) -> None:
     with _server(scenario, worker, plan) as server:
         # First without the sampler: what its shares are shares of.
         whole = scenario.load.run(server, plan)[scenario.load.metric]
         output = server.directory / "stacks.txt"
-        command = ["py-spy", "record", "--pid", str(server.pid), "--native", "--format", "raw"]
-        command += ["--rate", str(RATE_HZ), "--duration", str(round(plan.seconds))]
+        command = [py_spy, "record", "--pid", str(server.pid), "--native", "--format", "raw"]
+        command += ["--rate", str(RATE_HZ), "--duration", str(math.ceil(plan.seconds))]
         command += ["--output", str(output)]
-        load = threading.Thread(target=scenario.load.run, args=(server, plan))
-        load.start()
-        done = subprocess.run(command, capture_output=True, text=True)
-        load.join()
+        with ThreadPoolExecutor(1) as executor:
+            load = executor.submit(scenario.load.run, server, plan)
+            done = subprocess.run(command, capture_output=True, text=True)
+        load.result()
         if done.returncode != 0:
             raise RuntimeError(f"py-spy failed\n{done.stderr}")
         stacks = output.read_text()
@@ -156,10 +181,13 @@ def _part(frames: list[str]) -> str:
 
 def _run_cprofile(scenario: Scenario, worker: Worker, plan: Plan) -> None:
     path = Path(f"{scenario.name}-{worker.name}.prof").resolve()
+    path.unlink(missing_ok=True)
     os.environ["BENCHMARK_PROFILE"] = str(path)
     with _server(scenario, worker, plan, "--config", "python:benchmarks.profile") as server:
         scenario.load.run(server, plan)
         server.terminate()
+    if not path.exists():
+        raise RuntimeError(f"{worker.name} did not call Gunicorn's hook worker_exit")
     pstats.Stats(str(path)).sort_stats("tottime").print_stats(LINES)
     print(f"kept as {path.name}")
 

@@ -61,7 +61,7 @@ def scenario_lines(
 
 def target_lines(results: Results) -> list[str]:
     """Return the table of the targets that this run has measured."""
-    verdicts = [verdict for verdict in judge_all(results) if verdict.value is not None]
+    verdicts = [verdict for verdict in judge_all(results) if verdict.values]
     if not verdicts:
         return []
     head = ["scenario", "worker", "target", "measured", ""]
@@ -70,7 +70,8 @@ def target_lines(results: Results) -> list[str]:
             verdict.target.scenario,
             verdict.target.worker,
             verdict.target.text,
-            _number(verdict.value or 0),
+            f"{_number(median(verdict.values))}"
+            f" ({_number(min(verdict.values))} - {_number(max(verdict.values))})",
             verdict.word,
         ]
         for verdict in verdicts
@@ -129,6 +130,7 @@ def summarize(
                 "worker": verdict.target.worker,
                 "target": verdict.target.text,
                 "value": verdict.value,
+                "values": verdict.values,
                 "verdict": verdict.word,
             }
             for verdict in judge_all(results)

@@ -54,8 +54,8 @@ class Scenario:
 PLAIN = f"{OURS}-plain"
 LOGGED = f"{OURS}-log"
 
-BOTH = (BASELINE, OURS, PLAIN)
-ALL_NATIVE = (*BOTH, "asgi", "uvicorn", "aiohttp")
+TORNADOS = (BASELINE, OURS, PLAIN)
+ALL_NATIVE = (*TORNADOS, "asgi", "uvicorn", "aiohttp")
 WITH_FLOOR = (*ALL_NATIVE, FLOOR)
 ALL_WSGI = (BASELINE, OURS, PLAIN, "sync", "gthread", "gevent")
 
@@ -68,7 +68,7 @@ SCENARIOS: dict[str, Scenario] = {
             "Tornado handler, a browser's 16 header fields",
             WrkLoad(WrkRequest(headers=BROWSER_HEADERS)),
             WITH_FLOOR,
-            quick=(*BOTH, FLOOR),
+            quick=(*TORNADOS, FLOOR),
         ),
         Scenario("json", "JSON of 10 KB", WrkLoad(WrkRequest(("/json",))), WITH_FLOOR),
         Scenario(
@@ -90,13 +90,13 @@ SCENARIOS: dict[str, Scenario] = {
             WrkLoad(WrkRequest(("/post",), method="POST", body_bytes=10_240)),
             WITH_FLOOR,
         ),
-        Scenario("upload", "upload of 100 MB, streamed", StreamLoad("upload"), BOTH),
-        Scenario("download", "download of 100 MB, streamed", StreamLoad("download"), BOTH),
+        Scenario("upload", "upload of 100 MB, streamed", StreamLoad("upload"), TORNADOS),
+        Scenario("download", "download of 100 MB, streamed", StreamLoad("download"), TORNADOS),
         Scenario(
             "static",
             "static file of 10 KB",
             WrkLoad(WrkRequest(("/static/page.html",))),
-            BOTH,
+            TORNADOS,
             quick=(),
         ),
         Scenario(
@@ -130,15 +130,15 @@ SCENARIOS: dict[str, Scenario] = {
             "mixed",
             "Tornado handler and WSGI behind it, in turn",
             WrkLoad(WrkRequest(("/", "/wsgi/"))),
-            BOTH,
+            TORNADOS,
             quick=(),
             kind="mixed",
         ),
-        Scenario("tls", "small request over TLS", WrkLoad(), BOTH, quick=(), tls=True),
-        Scenario("websocket", "WebSocket echo, small messages", EchoLoad(), BOTH),
+        Scenario("tls", "small request over TLS", WrkLoad(), TORNADOS, quick=(), tls=True),
+        Scenario("websocket", "WebSocket echo, small messages", EchoLoad(), TORNADOS),
         Scenario("idle", "5,000 idle connections", IdleMemory(), ALL_NATIVE),
-        Scenario("polls", "5,000 waiting long polls", PollMemory(), BOTH),
-        Scenario("broadcast", "one message to 5,000 waiting polls", Broadcast(), BOTH),
+        Scenario("polls", "5,000 waiting long polls", PollMemory(), TORNADOS),
+        Scenario("broadcast", "one message to 5,000 waiting polls", Broadcast(), TORNADOS),
         Scenario("polls-20k", "20,000 waiting polls", ManyPolls(), (BASELINE, OURS), quick=()),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -17,16 +17,22 @@ Results = Mapping[str, Mapping[str, list[Sample]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target as it came out. `value` is None when the run did not measure it."""
+    """A target as it came out. `values` are those of the rounds; none: not measured in the run."""
 
     target: Target
-    value: float | None
+    values: Sequence[float]
+
+    @property
+    def value(self) -> float | None:
+        """What counts: the median of the rounds."""
+        return median(self.values) if self.values else None
 
     @property
     def word(self) -> str:
-        if self.value is None:
+        value = self.value
+        if value is None:
             return "not measured"
-        return "met" if self.value <= self.target.limit else "MISSED"
+        return "met" if value <= self.target.limit else "MISSED"
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Target:
                 combine(a[self.metric], b[self.metric])
                 for a, b in zip(ours, found.get(self.against, []), strict=False)
             ]
-        return Verdict(self, median(values) if values else None)
+        return Verdict(self, values)
 
 
 def _divide(a: float, b: float) -> float:

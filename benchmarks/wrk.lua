@@ -27,9 +27,9 @@ end
 function done(summary, latency, requests)
    local errors = summary.errors
    io.write(string.format(
-      '{"requests": %d, "seconds": %f, "p50_ms": %f, "p90_ms": %f, "p99_ms": %f, ' ..
+      '{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, ' ..
       '"connect": %d, "read": %d, "write": %d, "status": %d, "timeout": %d}\n',
       summary.requests, summary.duration / 1e6,
-      latency:percentile(50) / 1e3, latency:percentile(90) / 1e3, latency:percentile(99) / 1e3,
+      latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
       errors.connect, errors.read, errors.write, errors.status, errors.timeout))
 end

@@ -65,7 +65,6 @@ class WrkResult(NamedTuple):
     requests: int
     seconds: float
     p50_ms: float
-    p90_ms: float
     p99_ms: float
 
 
