@@ -93,7 +93,8 @@ def main() -> int:
             results[scenario.name] = samples
             print(*scenario_lines(scenario, samples, abouts), "", sep="\n", flush=True)
         else:
-            print(f"### {scenario.name}: {scenario.title}\n\n{abouts}\n", flush=True)
+            print(f"### {scenario.name}: {scenario.title}", "", sep="\n")
+            print(*(f"{name}: {text}" for name, text in abouts.items()), "", sep="\n", flush=True)
         if arguments.json:
             # Written after every scenario: an interrupted run keeps what it has.
             summary = summarize(environment, results, SCENARIOS)

@@ -3,7 +3,7 @@
     python -m benchmarks.profile browser
     python -m benchmarks.profile browser --worker tornado --cprofile
 
-Uses py-spy when it is installed (a sampler: true proportions, C functions too),
+Uses py-spy when it is installed (a sampler, which sees C functions too),
 otherwise cProfile (exact counts, but it makes every Python call dearer). As a
 Gunicorn configuration module this file starts cProfile in the worker.
 """

@@ -98,7 +98,7 @@ def test_one_worker_is_replaced_without_a_gap(gunicorn):
     wait_settled(server, 1)
 
 
-def test_workers_are_replaced_one_at_a_time_in_any_order(gunicorn):
+def test_workers_visit_until_replaced_one_at_a_time_in_any_order(gunicorn):
     server = gunicorn(
         APP,
         args=["--max-requests", "20", "--workers", "3"],
@@ -140,12 +140,12 @@ def test_next_worker_is_not_replaced_before_the_arbiter_has_heard_of_the_last(gu
     )
     first = set(server.wait_workers(2))
 
-    def are_replaced():
+    def visit_until_replaced():
         if server.count_log("Autorestarting") < 2:
             visit(server, 1)
         return not first & set(server.worker_pids())
 
-    wait_until(are_replaced, 60)
+    wait_until(visit_until_replaced, 60)
     wait_settled(server, 2)
     replaced = server.count_log("Autorestarting")
     assert server.count_log("Booting worker") == 2 + replaced

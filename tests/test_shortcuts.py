@@ -14,7 +14,8 @@ import pytest
 import tornado.web
 from tornado import httputil
 
-from tornado_worker.shortcuts import http_date, take_shortcuts
+from tornado_worker.fields import http_date
+from tornado_worker.shortcuts import take_shortcuts
 
 TIMES = (1359312200.0, 1359312200.25, 1359312200.999, 1359312201.0, 1359312199.5, 0.0, 0.5, -0.5)
 

@@ -153,14 +153,13 @@ def test_handlers_have_the_date_for_less(serve, loop):
         """
         import email.utils
 
-        from tornado_worker.shortcuts import http_date
+        from tornado_worker.fields import http_date
 
         class Dated(tornado.web.RequestHandler):
             def get(self):
                 date = self._headers["Date"]
-                age = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
-                shared = date is http_date(time.time() - age)
-                self.write(f"{0 <= age < 60} {shared}")
+                second = email.utils.parsedate_to_datetime(date).timestamp()
+                self.write(f"{0 <= time.time() - second < 60} {date is http_date(second)}")
 
         app = tornado.web.Application([("/", Dated)])
         """,

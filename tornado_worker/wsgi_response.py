@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 
-from tornado_worker.shortcuts import http_date
+from tornado_worker.fields import http_date
 from tornado_worker.wsgi_environ import FileWrapper
 from tornado_worker.wsgi_input import ClientDisconnected
 
