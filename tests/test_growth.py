@@ -9,6 +9,7 @@ requests, 20,000 connections and transfers of 1 GB, with the figures printed:
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -19,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,12 @@ def read_response(file: Any) -> tuple[int, bytes]:
     return status, body
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS if FULL else FEW_COMBINATIONS)
-def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
+@contextlib.contextmanager
+def serving(combination: Sequence[str], tls: TLSFiles) -> Iterator[Served]:
     process = subprocess.Popen(
         [
             *(sys.executable, str(Path(__file__).with_name("growth_server.py"))),
-            *request.param,
+            *combination,
             *(str(tls.certfile), str(tls.keyfile)),
         ],
         stdin=subprocess.PIPE,
@@ -155,6 +156,23 @@ def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS if FULL else FEW_COMBINATIONS)
+def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
+    with serving(request.param, tls) as served:
+        yield served
+
+
+@pytest.fixture(params=COMBINATIONS if FULL else FEW_COMBINATIONS)
+def served_afresh(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
+    """A process for one test.
+
+    What is trimmed of a heap that other tests have riddled is filled again at once, which
+    would look like 1 MB that a transfer holds.
+    """
+    with serving(request.param, tls) as served:
+        yield served
 
 
 def check_growth(
@@ -320,12 +338,12 @@ def check_peak(
 
 @pytest.mark.parametrize("tls_", [False, True], ids=["plain", "tls"])
 def test_slow_consumer_of_an_upload_holds_little(
-    served: Served, request: pytest.FixtureRequest, tls_: bool
+    served_afresh: Served, request: pytest.FixtureRequest, tls_: bool
 ) -> None:
     data = b"u" * (1 << 20)
 
     def upload(length: int) -> None:
-        with served.connect(tls=tls_) as sock, sock.makefile("rb") as file:
+        with served_afresh.connect(tls=tls_) as sock, sock.makefile("rb") as file:
             head = f"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
             sock.sendall(head.encode())
             for _ in range(length // len(data)):
@@ -333,17 +351,17 @@ def test_slow_consumer_of_an_upload_holds_little(
             assert read_response(file) == (200, str(length).encode())
 
     upload(4 << 20)
-    check_peak(served, request, f"upload of {TRANSFER >> 20} MB", lambda: upload(TRANSFER))
+    check_peak(served_afresh, request, f"upload of {TRANSFER >> 20} MB", lambda: upload(TRANSFER))
 
 
 @pytest.mark.parametrize("tls_", [False, True], ids=["plain", "tls"])
 def test_stalled_upload_holds_little(
-    served: Served, request: pytest.FixtureRequest, tls_: bool
+    served_afresh: Served, request: pytest.FixtureRequest, tls_: bool
 ) -> None:
     """The consumer takes one piece and then nothing: the client gets rid of no more than that."""
 
     def stall() -> int:
-        with served.connect(tls=tls_) as sock:
+        with served_afresh.connect(tls=tls_) as sock:
             head = f"POST /upload?stall=1 HTTP/1.1\r\nHost: a\r\nContent-Length: {1 << 30}\r\n\r\n"
             sock.sendall(head.encode())
             sock.settimeout(0.5)  # long enough for a loop that reads to read on
@@ -356,31 +374,31 @@ def test_stalled_upload_holds_little(
                 return sent
             finally:
                 sock.settimeout(None)
-                served.get("/release")
+                served_afresh.get("/release")
         raise AssertionError("the server went on reading")
 
     stall()
-    check_peak(served, request, "stalled upload of 1 GB", lambda: stall() and None)
+    check_peak(served_afresh, request, "stalled upload of 1 GB", lambda: stall() and None)
 
 
 @pytest.mark.parametrize("tls_", [False, True], ids=["plain", "tls"])
 def test_response_to_a_stalled_client_holds_little(
-    served: Served, request: pytest.FixtureRequest, tls_: bool
+    served_afresh: Served, request: pytest.FixtureRequest, tls_: bool
 ) -> None:
     def download(length: int, reads: int) -> None:
-        with served.connect(tls=tls_) as sock:
+        with served_afresh.connect(tls=tls_) as sock:
             sock.sendall(f"GET /download/{length} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             for _ in range(reads):
                 if not sock.recv(65536):
                     return
             # The server fills what there is to fill.
             written = b""
-            while written != (written := served.get("/written")):
+            while written != (written := served_afresh.get("/written")):
                 time.sleep(0.1)
 
     download(1 << 30, 1)
     check_peak(
-        served,
+        served_afresh,
         request,
         f"download of 1 GB, {TRANSFER >> 22} MB taken",
         lambda: download(1 << 30, TRANSFER // 4 // 65536),
