@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_at",
         "_closed_waiter",
         "_drain_waiters",
         "_held",
@@ -79,8 +80,10 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self.phase = Phase.NEW
         self.since = loop.time()
-        # Bytes that wait for their turn. None: what arrives may be used at once.
+        # Bytes that wait for their turn, of which those before `_at` have been used.
+        # None: what arrives may be used at once.
         self._held: bytes | None = None
+        self._at = 0
         self._reading_paused = False
         self._reads_pieces = False
         self._writing_paused = False
@@ -130,8 +133,20 @@ class Connection(asyncio.Protocol):
     # Reading
 
     def _hold(self, data: bytes) -> None:
-        self._held = self._held + data if self._held else data
-        if len(self._held) > _HELD_MAX and not self._reading_paused:
+        held = self._take_held()
+        self._held = held + data if held else data
+        if len(self._held) > _HELD_MAX:
+            self._pause_reading()
+
+    def _take_held(self) -> bytes:
+        """Return what waits, of which nothing is left then."""
+        held, at = self._held or b"", self._at
+        self._held = None
+        self._at = 0
+        return held[at:] if at else held
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self.transport is not None:
             self._reading_paused = True
             self.transport.pause_reading()
 

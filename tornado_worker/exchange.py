@@ -218,7 +218,7 @@ class RequestConnection(httputil.HTTPConnection):
                 # read the rest for nothing, close, and say so.
                 self.keep_alive = False
         if not self.keep_alive:
-            if code != 101 and self.start_line.version != "HTTP/1.0":
+            if code != 101:
                 headers["Connection"] = "close"
         elif self.start_line.version == "HTTP/1.0":
             headers["Connection"] = "Keep-Alive"

@@ -94,9 +94,9 @@ class MessageReader:
             del body[:count]
         return chunk
 
-    def seen(self, data: bytes) -> bytes:
-        """Return the message's beginning, as received, if it is in `data` or in the reader."""
-        return bytes(self._buffer) if self._buffer else data
+    def seen(self, data: bytes, at: int) -> bytes:
+        """Return what has come of a head that was refused when `data[at:]` was fed."""
+        return bytes(self._buffer) if self._buffer else data[at:]
 
     def _read_head(self, data: bytes, at: int) -> int:
         if self._buffer is None:

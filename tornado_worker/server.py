@@ -23,13 +23,13 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
-from tornado_worker.fields import SpecialNames
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.observer import ExchangeObserver
-from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
+from tornado_worker.reader import ReaderOptions, Rules
 from tornado_worker.stream import TransportStream
+from tornado_worker.turns import Turns
 
 __all__ = ["HTTPServer"]
 
@@ -50,7 +50,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     It works inside the worker, alone in a script, and as
     `tornado.httpserver.HTTPServer.configure("tornado_worker.HTTPServer")`.
-    Keyword arguments beside Tornado's: those of `ParserOptions`, and
+    Keyword arguments beside Tornado's: those of `ReaderOptions`, and
 
     - `header_timeout`: seconds a client may take to send one header section;
     - `keepalive_timeout`: seconds a connection may wait for another request;
@@ -112,8 +112,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             trusted_downstream=trusted_downstream,
         )
         size = self.conn_params.max_header_size
-        self.parsers = ParserPool(
-            ParserOptions(
+        self.rules = Rules(
+            ReaderOptions(
                 http_parser=http_parser,
                 limit_request_line=size if limit_request_line is None else limit_request_line,
                 limit_request_fields=limit_request_fields,
@@ -125,10 +125,11 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 permit_obsolete_folding=permit_obsolete_folding,
                 strip_header_spaces=strip_header_spaces,
                 casefold_http_method=casefold_http_method,
+                max_header_size=size,
+                special_names=frozenset() if policy is None else policy.special_names,
             )
         )
         self.policy = policy
-        self.special_names = SpecialNames(frozenset() if policy is None else policy.special_names)
         self._connection_class = (
             ServerConnection
             if policy is None or policy.proxy_protocol == "off"
@@ -162,6 +163,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
+        self.turns = Turns()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self.stall_timeout = stall_timeout
@@ -188,6 +190,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         if self._loop is None:
             loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
             self._loop = loop
+            self.turns.schedule = loop.call_soon
             # What every write returns that need not wait; shared, for speed.
             self.done: asyncio.Future[None] = loop.create_future()
             self.done.set_result(None)
