@@ -57,6 +57,8 @@ def read_header(header: bytes) -> dict[str, Any]:
     Raises ValueError.
     """
     if header.startswith(_V2_SIGNATURE):
+        if len(header) < (header_length(header, "v2") or 16):
+            raise ValueError("incomplete PROXY header")
         return _read_v2(header)
     return _read_v1(header.removesuffix(b"\r\n").decode("latin-1"))
 
