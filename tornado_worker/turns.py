@@ -40,6 +40,11 @@ class Turns:
         self._schedule()
         return self._number
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits: then others with a body to be read wait too."""
+        return bool(self._waiting)
+
     def wait(self, connection: _Waiting) -> None:
         """Call `connection.on_turn()` in one of the next turns; each waits once at a time."""
         self._waiting.append(connection)
