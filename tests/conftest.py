@@ -25,7 +25,7 @@ from tornado.testing import ExpectLog
 
 # Fixtures, for all test modules.
 from gunicorn_process import gunicorn
-from server_thread import combination, serve
+from server_thread import loop_name, serve
 
 try:
     import uvloop
@@ -34,10 +34,10 @@ except ImportError:
 
 __all__ = [
     "TLSFiles",
-    "combination",
     "free_port",
     "gunicorn",
     "io_loop",
+    "loop_name",
     "serve",
     "ssl_options",
     "tls",

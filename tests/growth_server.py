@@ -1,6 +1,6 @@
 """A server in a process of its own, which tells what it holds: for test_growth.py.
 
-    python tests/growth_server.py asyncio|uvloop python|fast CERTFILE KEYFILE
+    python tests/growth_server.py asyncio|uvloop CERTFILE KEYFILE
 
 Prints its plain and its TLS port. `GET /status` answers with memory, descriptors,
 tasks and objects, `GET /reset` forgets the peak; both first give back what nobody uses.
@@ -151,10 +151,10 @@ APP = web.Application(
 )
 
 
-async def main(http_parser: str, certfile: str, keyfile: str) -> None:
+async def main(certfile: str, keyfile: str) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certfile, keyfile)
-    options: dict[str, Any] = {"http_parser": http_parser, "max_body_size": 1 << 40}
+    options: dict[str, Any] = {"max_body_size": 1 << 40}
     for ssl_options in (None, context):
         server = HTTPServer(APP, ssl_options=ssl_options, **options)
         (sock,) = bind_sockets(0, "127.0.0.1", backlog=1024)

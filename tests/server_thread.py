@@ -1,9 +1,8 @@
 """An HTTPServer on its own loop in a thread, and blocking clients that see every byte.
 
-The `serve` fixture starts servers on {asyncio, uvloop} x {Gunicorn's Python parser,
-its C parser}. When a test ends it checks that nothing is left behind: no
-connection, no task, no log line that the test did not expect. Speaks sockets
-only; what a response means is for the tests to say.
+The `serve` fixture starts servers on asyncio and on uvloop. When a test ends it checks
+that nothing is left behind: no connection, no task, no log line that the test did not
+expect. Speaks sockets only; what a response means is for the tests to say.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from tornado import httputil
 from tornado.netutil import bind_sockets
 
 from tornado_worker import HTTPServer
-from tornado_worker.parser import load_fast_parser
 
 try:
     import uvloop
@@ -36,10 +34,8 @@ except ImportError:
     uvloop = None
 
 __all__ = [
-    "COMBINATIONS",
     "DEADLINE_S",
-    "EACH_PARSER",
-    "FEW_COMBINATIONS",
+    "LOOPS",
     "Client",
     "EchoMessage",
     "Logs",
@@ -49,8 +45,8 @@ __all__ = [
     "ScriptedMessage",
     "Serve",
     "ServerThread",
-    "combination",
     "eventually",
+    "loop_name",
     "serve",
 ]
 
@@ -58,18 +54,7 @@ __all__ = [
 # passes waits for it.
 DEADLINE_S = float(os.environ.get("ASYNC_TEST_TIMEOUT", "20"))
 
-COMBINATIONS = [
-    pytest.param((loop, parser), id=f"{loop}-{parser}")
-    for loop in (["asyncio"] if uvloop is None else ["asyncio", "uvloop"])
-    for parser in (["python"] if load_fast_parser() is None else ["python", "fast"])
-]
-
-
-# For what one of both decides: each parser once, and each loop once.
-FEW_COMBINATIONS = (
-    COMBINATIONS[:1] if len(COMBINATIONS) == 1 else [COMBINATIONS[0], COMBINATIONS[-1]]
-)
-EACH_PARSER = pytest.mark.parametrize("combination", FEW_COMBINATIONS, indirect=True)
+LOOPS = ["asyncio"] if uvloop is None else ["asyncio", "uvloop"]
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
@@ -598,32 +583,31 @@ class ServerThread:
 class Serve:
     """Starts servers for one test; what the `serve` fixture is."""
 
-    def __init__(self, loop: str, http_parser: str, logs: Logs) -> None:
+    def __init__(self, loop: str, logs: Logs) -> None:
         self.loop = loop
-        self.http_parser = http_parser
         self.logs = logs
         self.servers: list[ServerThread] = []
 
     def __call__(self, app: Any, **options: Any) -> ServerThread:
-        options = {"loop": self.loop, "http_parser": self.http_parser, **options}
+        options = {"loop": self.loop, **options}
         server = ServerThread(app, **options)
         self.servers.append(server)
         return server
 
 
-@pytest.fixture(params=COMBINATIONS)
-def combination(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The names of a loop and a parser: what `serve` starts servers on."""
-    pair: tuple[str, str] = request.param
-    return pair
+@pytest.fixture(params=LOOPS)
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """The name of a loop: what `serve` starts servers on."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def serve(combination: tuple[str, str]) -> Iterator[Serve]:
+def serve(loop_name: str) -> Iterator[Serve]:
     """Start an HTTPServer in a thread: `serve(app, **options) -> ServerThread`."""
     logs = Logs()
     with logs.captured():
-        serve = Serve(*combination, logs)
+        serve = Serve(loop_name, logs)
         try:
             yield serve
         finally:

@@ -1,8 +1,7 @@
 """Real clients on the server: curl, websockets, ab, wrk, nginx in front, a browser.
 
 Each skips when its program is missing, except in CI, where it fails. The
-servers run in this process (server_thread.py), on two of the four
-combinations of loop and parser.
+servers run in this process (server_thread.py), on either loop.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from tornado.iostream import StreamClosedError
 
 from conftest import TLSFiles
 from demo_process import CHROMIUM_ARGUMENTS, need_module, need_program
-from server_thread import DEADLINE_S, EACH_PARSER, Serve, ServerThread, eventually
-
-pytestmark = EACH_PARSER
+from server_thread import DEADLINE_S, Serve, ServerThread, eventually
 
 BODY = bytes(range(256)) * 4096  # 1 MB
 

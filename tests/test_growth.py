@@ -20,14 +20,14 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import TLSFiles
-from server_thread import COMBINATIONS, DEADLINE_S, FEW_COMBINATIONS
+from server_thread import DEADLINE_S, LOOPS
 
 FULL = os.environ.get("GROWTH") == "full"
 if FULL:
@@ -131,11 +131,11 @@ def read_response(file: Any) -> tuple[int, bytes]:
 
 
 @contextlib.contextmanager
-def serving(combination: Sequence[str], tls: TLSFiles) -> Iterator[Served]:
+def serving(loop_name: str, tls: TLSFiles) -> Iterator[Served]:
     process = subprocess.Popen(
         [
             *(sys.executable, str(Path(__file__).with_name("growth_server.py"))),
-            *combination,
+            loop_name,
             *(str(tls.certfile), str(tls.keyfile)),
         ],
         stdin=subprocess.PIPE,
@@ -158,13 +158,13 @@ def serving(combination: Sequence[str], tls: TLSFiles) -> Iterator[Served]:
         process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS if FULL else FEW_COMBINATIONS)
+@pytest.fixture(scope="module", params=LOOPS)
 def served(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
     with serving(request.param, tls) as served:
         yield served
 
 
-@pytest.fixture(params=COMBINATIONS if FULL else FEW_COMBINATIONS)
+@pytest.fixture(params=LOOPS)
 def served_afresh(request: pytest.FixtureRequest, tls: TLSFiles) -> Iterator[Served]:
     """A process for one test.
 

@@ -92,7 +92,7 @@ def test_body_of_unknown_length_ends_with_the_connection_in_http_1_0(
     client = serve(Messages(on_finish=write_in_pieces)).connect()
     field = b"Connection: keep-alive\r\n" if keep_alive else b""
     client.send(b"GET / HTTP/1.0\r\n" + field + b"\r\n")
-    client.expect(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nhello world!")
+    client.expect(b"HTTP/1.1 200 OK\r\nX: y\r\nConnection: close\r\n\r\nhello world!")
     client.expect_close()
 
 
@@ -220,7 +220,9 @@ def test_interim_response_is_not_for_http_1_0(serve: Serve) -> None:
 
     client = serve(Messages(on_finish=answer)).connect()
     client.send(b"GET / HTTP/1.0\r\n\r\n")
-    assert client.receive_all() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    assert client.receive_all() == (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+    )
 
 
 def test_no_content_has_no_length(serve: Serve) -> None:

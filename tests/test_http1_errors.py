@@ -17,10 +17,8 @@ from tornado import httputil, web
 from tornado.iostream import StreamClosedError
 
 from conftest import TLSFiles
-from server_thread import EACH_PARSER, Client, Message, Messages, Serve, ServerThread, eventually
+from server_thread import Client, Message, Messages, Serve, ServerThread, eventually
 from tornado_worker.connection import Phase
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"

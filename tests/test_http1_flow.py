@@ -18,7 +18,6 @@ from tornado import httputil, web
 from conftest import TLSFiles
 from server_thread import (
     DEADLINE_S,
-    EACH_PARSER,
     Client,
     Message,
     Messages,
@@ -28,8 +27,6 @@ from server_thread import (
     uvloop,
 )
 from tornado_worker.connection import PIECE_MAX
-
-pytestmark = EACH_PARSER
 
 KERNEL = 32 * 1024
 # What one direction may hold: kernel buffers on both sides, what one read

@@ -18,10 +18,8 @@ import tornado
 from tornado import web
 
 from conftest import TLSFiles
-from server_thread import DEADLINE_S, EACH_PARSER, Client, Message, Messages, Serve, eventually
+from server_thread import DEADLINE_S, Client, Message, Messages, Serve, eventually
 from tornado_worker.connection import Phase
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

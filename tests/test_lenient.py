@@ -10,11 +10,11 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
-
-from gunicorn_process import GunicornProcess
 from tornado_worker.lenient import LENIENCIES, LenientProtocol
 from tornado_worker.parser import ParserOptions, ParserPool, load_fast_parser
 from tornado_worker.strict import PythonProtocol
+
+from gunicorn_process import GunicornProcess
 
 REQUEST = b"GET /a HTTP/1.1\r\nHost: a\r\n"
 CASES = {

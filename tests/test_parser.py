@@ -10,7 +10,6 @@ import types
 from typing import Any
 
 import pytest
-
 from tornado_worker.parser import (
     POOLED_READ_MAX,
     MessageParser,

@@ -14,13 +14,10 @@ import pytest
 
 NAMES = {
     # What is no function has no parameters: None.
-    "gunicorn.asgi.parser:PythonProtocol": None,
-    "gunicorn.asgi.parser:RFC9110_6_5_1_FORBIDDEN_TRAILER": None,
     "gunicorn.http.message:HeaderPolicy._apply_header_policy": (
         "self name value scheme_state seen secure_scheme_headers forwarder_headers from_trailer"
     ),
     "gunicorn.http.message:_ip_in_allow_list": "ip_str allow_list networks",
-    "gunicorn.http.message:Request.set_body_reader": "self",
     "gunicorn.http.wsgi:SERVER": None,
     "gunicorn.util:import_app": "module",
     "tornado.http1connection:_GzipMessageDelegate": "delegate chunk_size max_body_size",
@@ -37,7 +34,6 @@ NAMES = {
 # Attributes that a function sets or asks for.
 USED_IN = {
     "SIG_QUEUE": "gunicorn.arbiter:Arbiter.__init__",
-    "_policy_expect_continue": "gunicorn.http.message:HeaderPolicy._apply_header_policy",
     "_prepared_future": "tornado.web:RequestHandler.__init__",
     "_as_list": "tornado.httputil:HTTPHeaders.add",
     "_user_read_buffer": "tornado.iostream:BaseIOStream.read_into",

@@ -20,10 +20,8 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 
 import tornado_worker
 from conftest import TLSFiles
-from server_thread import DEADLINE_S, EACH_PARSER, Client, Messages, Serve, ServerThread, eventually
+from server_thread import DEADLINE_S, Client, Messages, Serve, ServerThread, eventually
 from tornado_worker import listener, server
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

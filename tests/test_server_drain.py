@@ -11,7 +11,6 @@ from tornado import httputil, web
 from conftest import TLSFiles
 from server_thread import (
     DEADLINE_S,
-    EACH_PARSER,
     Message,
     Messages,
     Serve,
@@ -19,8 +18,6 @@ from server_thread import (
     eventually,
 )
 from tornado_worker import server
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 UNAVAILABLE = (

@@ -78,10 +78,6 @@ def test_defaults_pass_without_a_word() -> None:
         ),
         ({"certfile": "KEY", "keyfile": "CERT"}, "cannot use the TLS settings"),
         ({"certfile": "CERT", "keyfile": "KEY", "ciphers": "NONE"}, "No cipher can be selected"),
-        (
-            {"http_parser": "fast", "strip_header_spaces": True},
-            "'fast' cannot be had with strip_header_spaces",
-        ),
     ],
 )
 def test_what_is_dangerous_to_ignore_is_an_error(

@@ -18,11 +18,9 @@ from tornado import httputil, web, websocket
 from tornado.iostream import IOStream, StreamBufferFullError, StreamClosedError
 
 from conftest import TLSFiles
-from server_thread import DEADLINE_S, EACH_PARSER, Messages, Serve, eventually
+from server_thread import DEADLINE_S, Messages, Serve, eventually
 from tornado_worker import stream as stream_module
 from tornado_worker.stream import TransportStream
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 KERNEL = 32 * 1024

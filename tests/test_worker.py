@@ -367,10 +367,8 @@ def test_keepalive_0_closes_after_each_response(serve):
     assert server.request("/").headers["Connection"] == "close"
 
 
-@pytest.mark.parametrize("parser", ["fast", "python"])
+@pytest.mark.parametrize("parser", ["auto", "fast", "python"])
 def test_limits_of_the_request_are_gunicorns(serve, parser):
-    if parser == "fast":
-        pytest.importorskip("gunicorn_h1c")
     server = serve(
         args=[
             *("--limit-request-line", 100),

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
 
-from tornado_worker.transport import abort, break_cycles, sending_state
+from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
+from tornado_worker.transport import abort, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -54,6 +55,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_at",
         "_closed_waiter",
         "_drain_waiters",
         "_held",
@@ -70,17 +72,17 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(
-        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         self.server = server
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
-        self.transport: Any = None
+        self.transport: Any = None  # an IsolatedTransport while the connection stands
         self.phase = Phase.NEW
         self.since = loop.time()
-        # Bytes that wait for their turn. None: what arrives may be used at once.
+        # Bytes that wait for their turn, of which those before `_at` have been used.
+        # None: what arrives may be used at once.
         self._held: bytes | None = None
+        self._at = 0
         self._reading_paused = False
         self._reads_pieces = False
         self._writing_paused = False
@@ -93,8 +95,8 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        if hasattr(transport, "set_read_buffer_limits"):
+        transport = self.transport = IsolatedTransport(transport, self.loop)
+        if not transport.can_write_eof():
             # The layers of TLS hold half a MB each way before they say so, a plain
             # transport 64 KB. And what they read at once they copy at once, twice.
             transport.set_read_buffer_limits(high=_HELD_MAX)
@@ -116,8 +118,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
-        break_cycles(self.transport)
-        self.transport = None
+        if self.transport is not None:
+            self.transport.break_cycles()
+            self.transport = None
         self._held = b""
         waiters, self._drain_waiters = self._drain_waiters, None
         for waiter in waiters or ():
@@ -130,8 +133,20 @@ class Connection(asyncio.Protocol):
     # Reading
 
     def _hold(self, data: bytes) -> None:
-        self._held = self._held + data if self._held else data
-        if len(self._held) > _HELD_MAX and not self._reading_paused:
+        held = self._take_held()
+        self._held = held + data if held else data
+        if len(self._held) > _HELD_MAX:
+            self._pause_reading()
+
+    def _take_held(self) -> bytes:
+        """Return what waits, of which nothing is left then."""
+        held, at = self._held or b"", self._at
+        self._held = None
+        self._at = 0
+        return held[at:] if at else held
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self.transport is not None:
             self._reading_paused = True
             self.transport.pause_reading()
 

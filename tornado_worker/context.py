@@ -37,7 +37,7 @@ class PeerPolicy(Protocol):
         version: tuple[int, int],
         context: ConnectionContext,
     ) -> None:
-        """Judge the fields called `names`: drop them, or heed them, or raise head.HeadError."""
+        """Judge the fields called `names`: drop them, heed them, or raise MessageError."""
 
 
 class ConnectionContext(tornado.httpserver._HTTPRequestContext):

@@ -19,6 +19,7 @@ from tornado.log import app_log
 
 from tornado_worker.connection import Phase
 from tornado_worker.fields import format_head
+from tornado_worker.isolation import RequestTask
 from tornado_worker.sendfile import send_file
 from tornado_worker.stream import ConnectionView
 
@@ -32,7 +33,7 @@ __all__ = ["RequestConnection"]
 _JOIN_MAX = 16 * 1024
 
 
-class RequestConnection(httputil.HTTPConnection):
+class RequestConnection(RequestTask, httputil.HTTPConnection):
     """One exchange: what the application writes its response to.
 
     Beside Tornado's interface it is the record of the exchange: `start_line`,
@@ -74,6 +75,7 @@ class RequestConnection(httputil.HTTPConnection):
 
     def __init__(self, conn: ServerConnection) -> None:
         self._conn = conn
+        self.start_task(conn.loop)
         self.context = conn.context
         self.started = conn.since
         self.delegate: httputil.HTTPMessageDelegate | None = None
@@ -218,7 +220,7 @@ class RequestConnection(httputil.HTTPConnection):
                 # read the rest for nothing, close, and say so.
                 self.keep_alive = False
         if not self.keep_alive:
-            if code != 101 and self.start_line.version != "HTTP/1.0":
+            if code != 101:
                 headers["Connection"] = "close"
         elif self.start_line.version == "HTTP/1.0":
             headers["Connection"] = "Keep-Alive"
@@ -286,7 +288,7 @@ class RequestConnection(httputil.HTTPConnection):
         except (AttributeError, OSError):
             return None
         self._count_body(count)
-        return asyncio.ensure_future(send_file(conn, self, fd, offset, count))
+        return conn.loop.create_task(send_file(conn, self, fd, offset, count))
 
     def finish(self) -> None:
         """End the response; see `tornado.httputil.HTTPConnection`."""
@@ -330,9 +332,9 @@ class RequestConnection(httputil.HTTPConnection):
         self._owner = None
         try:
             if delegate is not None:
-                delegate.on_connection_close()
+                self.call_aside(delegate.on_connection_close)
             elif callback is not None:
-                callback()
+                self.call_aside(callback)
         except Exception:
             # Whatever the application does there, the exchange is over.
             app_log.error("Uncaught exception", exc_info=True)

@@ -1,7 +1,7 @@
-"""Header fields: from the parser's bytes to Tornado's HTTPHeaders, and to the wire.
+"""Header fields: from the reader's bytes to Tornado's HTTPHeaders, and to the wire.
 
 The one place that knows how HTTPHeaders stores its fields. What comes in was
-validated by the parser, what goes out is checked here for injected lines.
+validated by the reader, what goes out is checked here for injected lines.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tornado.httputil import HTTPHeaders
 
 __all__ = [
     "RequestHeaders",
-    "SpecialNames",
     "field_values",
     "format_head",
     "http_date",
     "request_headers",
+    "spelled",
 ]
 
 # Clients choose the names, so the cache must not grow without bound.
@@ -131,17 +131,25 @@ class RequestHeaders(HTTPHeaders):
         return default if value is None else value.decode("latin-1")
 
 
-def request_headers(fields: list[tuple[bytes, bytes]]) -> HTTPHeaders:
-    """Return the fields of a request; their names must be in lower case."""
-    if _DIRECT:
-        by_name = dict(fields)
-        if len(by_name) == len(fields):
-            return RequestHeaders(by_name)
+def request_headers(
+    by_name: dict[bytes, bytes], repeated: list[tuple[bytes, bytes]] | None = None
+) -> HTTPHeaders:
+    """Return the fields of a request, whose names must be in lower case.
+
+    `repeated` has them one by one if there are some of the same name.
+    """
+    if repeated is None and _DIRECT:
+        return RequestHeaders(by_name)
     # A repeated field, or a Tornado that stores its fields another way.
     headers = HTTPHeaders()
-    for name, value in fields:
+    for name, value in by_name.items() if repeated is None else repeated:
         headers.add(_field_names[name], value.decode("latin-1"))
     return headers
+
+
+def spelled(name: bytes) -> str:
+    """Return a field's name, given in lower case, in Tornado's spelling."""
+    return _field_names[name]
 
 
 def field_values(headers: HTTPHeaders, name: str) -> list[str]:
@@ -153,33 +161,6 @@ def field_values(headers: HTTPHeaders, name: str) -> list[str]:
         if not headers.is_filled:
             return [value]
     return headers.get_list(name)
-
-
-class SpecialNames:
-    """Finds names that are in `special` (in lower case) or have an underscore."""
-
-    def __init__(self, special: frozenset[bytes]) -> None:
-        self._special = special
-        # Names that are neither: the common case is decided by one look, 0.4
-        # us for 16 fields instead of 1.5.
-        self._others: set[bytes] = set()
-
-    def among(self, headers: HTTPHeaders, fields: list[tuple[bytes, bytes]]) -> list[str]:
-        """Return those of a request, in Tornado's spelling, each once, in order.
-
-        `headers` are what `request_headers` made of `fields`, untouched.
-        """
-        by_name = headers.wire_fields if isinstance(headers, RequestHeaders) else dict(fields)
-        assert by_name is not None
-        if self._others.issuperset(by_name):
-            return []
-        found = []
-        for name in by_name:
-            if name in self._special or b"_" in name:
-                found.append(_field_names[name])
-            elif len(self._others) < _NAMES_MAX:
-                self._others.add(name)
-        return found
 
 
 _status_lines: dict[tuple[int, str], str] = {

@@ -1,14 +1,14 @@
 """HTTP/1 on a connection: messages in, one exchange at a time.
 
-It may know the parser, asyncio and tornado.httputil, and never deals with
+It may know the reader, asyncio and tornado.httputil, and never deals with
 signals, WSGI or listening sockets. The response side of an exchange is
 `RequestConnection`, in exchange.py.
 
-Order of events for one message: `_feed` gives bytes to a parser; when its head
+Order of events for one message: `_feed` gives bytes to a reader; when its head
 is complete `_begin_exchange` tells the application; `_deliver` hands over body
-bytes until the application asks it to wait; `_end_message` gives the parser
-back and `end_exchange` moves on to the next message. Bytes that cannot be
-used yet wait, unparsed, in `_held`.
+bytes until the application asks it to wait; `_end_message` forgets the reader
+and `end_exchange` moves on to the next message. Bytes that cannot be used yet
+wait, unparsed, in `_held`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tornado.log import app_log, gen_log
 
 from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.exchange import RequestConnection
-from tornado_worker.head import HeadError, read_head
-from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
+from tornado_worker.head import make_request
+from tornado_worker.isolation import IsolatedLoop
+from tornado_worker.reader import MessageError, MessageReader
 from tornado_worker.stream import TransportStream
 from tornado_worker.transport import hang_up
 
@@ -49,6 +50,9 @@ _ERROR_RESPONSES = {
     )
 }
 
+# Of a message that is refused, for its line in the access log (bytes).
+_SEEN_MAX = 64 * 1024
+
 # With a 503: whoever comes back finds another worker (seconds).
 _RETRY_AFTER = b"Retry-After: 1\r\n"
 
@@ -59,15 +63,17 @@ class ServerConnection(Connection):
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
     """
 
-    __slots__ = ("_eof", "_parser", "draining", "exchange")
+    __slots__ = ("_eof", "_reader", "_waits", "draining", "exchange")
 
-    def __init__(
-        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         self.exchange: RequestConnection | None = None
         self.draining = False
-        self._parser: MessageParser | None = None
+        # Of the message that is being read: an idle connection has none, and one whose
+        # request waits for its answer has none either.
+        self._reader: MessageReader | None = None
+        # Whether the application holds the body back.
+        self._waits = False
         self._eof = False
 
     # asyncio.Protocol
@@ -80,7 +86,7 @@ class ServerConnection(Connection):
         if self._held is not None:
             self._hold(data)
         elif self.phase <= Phase.BODY:
-            self._feed(data)
+            self._feed(data, 0)
         # Otherwise the connection lingers or closes: read and forget, so that
         # the peer's unread bytes do not turn our last response into a reset.
 
@@ -107,58 +113,57 @@ class ServerConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
         transport = self.transport
-        self._drop_message()
+        self._reader = None
         super().connection_lost(exc)
         if exchange is not None:
             exchange.keep_alive = False
             exchange.abandon()
             if self.server.observer is not None:
-                self.server.observer.exchange_finished(exchange)
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
         self.server.on_close(self)
         hang_up(transport)
 
     # Reading
 
-    def _feed(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None:
-            if data == b"\r\n" and self.phase == Phase.IDLE:
+    def _feed(self, data: bytes, at: int) -> None:
+        """Use `data[at:]`; what cannot be used yet is held."""
+        reader = self._reader
+        if reader is None:
+            if self.phase == Phase.IDLE and data[at : at + 3] == b"\r\n":
                 return  # behind a body, of an old client: no beginning of a request
-            parser = self._parser = self.server.parsers.acquire()
+            reader = self._reader = MessageReader(self.server.rules)
             self.phase = Phase.HEAD
             self.since = self.loop.time()
-        size = len(data)
-        parser.fed += size
-        if size > POOLED_READ_MAX:
-            parser.poolable = False
         try:
-            parser.feed(data)
-        except Exception as e:  # the C parser's errors share no base class
-            self._refuse(error_status(e, data), describe_error(e), data)
+            end = reader.feed(data, at)
+        except MessageError as e:
+            self._refuse(e.status, str(e), reader.seen(data, at)[:_SEEN_MAX])
             return
+        if end < len(data):
+            self._held, self._at = data, end
         if self.exchange is not None:
             self.since = self.loop.time()  # a body that arrives is not stalled
-            if size > PIECE_MAX and not parser.protocol.is_complete:
+            if len(data) > PIECE_MAX and not reader.complete:
                 self.read_pieces(True)
             self._deliver()
-        elif parser.head_complete:
-            self._begin_exchange(parser)
-        elif parser.fed > self.server.conn_params.max_header_size:
-            self._refuse(431, "header section too large")
+        elif reader.head is not None:
+            self._begin_exchange(reader)
 
-    def _begin_exchange(self, parser: MessageParser) -> None:
+    def _begin_exchange(self, reader: MessageReader) -> None:
         server = self.server
+        head, framing = reader.head, reader.framing
+        assert head is not None and framing is not None
         try:
-            start_line, headers, raw_target = read_head(parser, server, self.context)
-        except HeadError as e:
+            start_line, headers = make_request(head, server, self.context)
+        except MessageError as e:
             self._refuse(e.status, str(e))
             return
         exchange = RequestConnection(self)
         exchange.start_line = start_line
         exchange.headers = headers
-        exchange.raw_target = raw_target
+        exchange.raw_target = head.target
         exchange.keep_alive = (
-            parser.protocol.should_keep_alive
+            framing.keep_alive
             and not self.draining
             and not server.conn_params.no_keep_alive
             and start_line.method != "CONNECT"
@@ -166,80 +171,112 @@ class ServerConnection(Connection):
         self.phase = Phase.BODY
         self.since = exchange.started = self.loop.time()
         self.exchange = exchange
-        if server.observer is not None:
-            server.observer.exchange_started(exchange)
         try:
-            delegate = server.start_request(self, exchange)
-            if server.conn_params.decompress:
-                headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
-                delegate = _GzipMessageDelegate(
-                    delegate, server.conn_params.chunk_size, exchange.max_body_size
-                )
-            exchange.delegate = delegate
-            wait = delegate.headers_received(start_line, headers)
-            if server.conn_params.decompress:
-                # The application may have set it only now.
-                delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+            wait = exchange.call(self._tell_head, exchange, start_line, headers)
         except Exception as e:
             self._on_delegate_error(e, exchange)
             return
         if wait is not None:
             self._wait_for(exchange, wait, self._begin_body)
-        elif self._parser is not parser:
+        elif self._reader is not reader:
             pass  # detached, or closed
-        elif parser.protocol.is_complete and not parser.body:
+        elif reader.complete and not reader.body:
             self._end_message()
         else:
             self._begin_body()
 
+    def _tell_head(
+        self,
+        exchange: RequestConnection,
+        start_line: httputil.RequestStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> Awaitable[None] | None:
+        """Tell the observer and the application that a request has begun; called in its context."""
+        server = self.server
+        if server.observer is not None:
+            server.observer.exchange_started(exchange)
+        delegate = server.start_request(self, exchange)
+        decompress = server.conn_params.decompress
+        if decompress:
+            headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
+            delegate = _GzipMessageDelegate(
+                delegate, server.conn_params.chunk_size, exchange.max_body_size
+            )
+        exchange.delegate = delegate
+        wait = delegate.headers_received(start_line, headers)
+        if decompress:
+            # The application may have set it only now.
+            delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+        return wait
+
     def _begin_body(self) -> None:
-        exchange, parser = self.exchange, self._parser
-        if exchange is None or parser is None:
+        exchange, reader = self.exchange, self._reader
+        if exchange is None or reader is None:
             return  # detached, or closed meanwhile
-        message = parser.protocol
-        length = message.content_length
-        if length is not None and length > exchange.max_body_size and not exchange.write_finished:
-            self._refuse(400, "Content-Length too long")
+        if self._refuses_body(exchange, reader):
             return
         if (
-            not message.is_complete
-            and not parser.body
+            not reader.complete
+            and not reader.body
             and exchange.status == 0
-            and exchange.start_line.version == "HTTP/1.1"
-            and exchange.headers.get("Expect", "").lower() == "100-continue"
+            and reader.framing is not None
+            and reader.framing.expects_continue
         ):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._deliver()
 
+    def _refuses_body(self, exchange: RequestConnection, reader: MessageReader) -> bool:
+        """Refuse a body that is too large by what it announces, before its bytes are there."""
+        if reader.body_size <= exchange.max_body_size or exchange.write_finished:
+            return False
+        assert reader.framing is not None
+        kind = "chunked body too large" if reader.framing.chunked else "Content-Length too long"
+        self._refuse(400, kind)
+        return True
+
     def _deliver(self) -> None:
         """Hand over body bytes until there are none or the application waits."""
-        while True:
-            exchange, parser = self.exchange, self._parser
-            if exchange is None or parser is None:
-                return
-            if not parser.body:
-                break
+        exchange, reader = self.exchange, self._reader
+        if exchange is None or reader is None or self._refuses_body(exchange, reader):
+            return
+        while reader.body:
             if exchange.write_finished:
-                parser.body.clear()  # answered already: nobody wants the rest
+                reader.body.clear()  # answered already: nobody wants the rest
                 break
-            chunk = parser.take_body(self.server.body_chunk_size)
+            chunk = reader.take_body(self.server.body_chunk_size)
             exchange.body_received += len(chunk)
-            if exchange.body_received > exchange.max_body_size:
-                self._refuse(400, "chunked body too large")
-                return
             assert exchange.delegate is not None
             try:
-                wait = exchange.delegate.data_received(chunk)
+                wait = exchange.call(exchange.delegate.data_received, chunk)
             except Exception as e:
                 self._on_delegate_error(e, exchange)
                 return
             if wait is not None and not _has_succeeded(wait):
                 self._wait_for(exchange, wait, self._deliver)
                 return
-        if parser.protocol.is_complete:
+            if self.exchange is not exchange or self._reader is not reader:
+                return  # detached, or closed
+            if reader.body and self._refuses_body(exchange, reader):
+                return  # the application has just set another limit
+        if reader.complete:
             self._end_message()
         elif exchange.write_finished:
             self.end_early(exchange)
+        elif self._held:
+            # Others too want something of this turn of the loop. Paused even if little
+            # waits: the peer's end must not overtake it.
+            self._pause_reading()
+            self.server.turns.wait(self)
+        else:
+            self._held = None
+            self._resume_reading()
+
+    def on_turn(self) -> None:
+        """Go on with the body that is held."""
+        if self._held and self._reader is not None and not self._waits:
+            held, at = self._held, self._at
+            self._held, self._at = None, 0
+            self._feed(held, at)
 
     def _wait_for(
         self,
@@ -248,9 +285,11 @@ class ServerConnection(Connection):
         proceed: Callable[[], None],
     ) -> None:
         """Read no further until `awaitable` is done, then call `proceed`."""
-        future = asyncio.ensure_future(awaitable)
-        if self._held is None:
-            self._held = b""
+        future = exchange.ensure_future(awaitable)
+        if self.exchange is exchange:
+            self._waits = True
+            if self._held is None:
+                self._held = b""
 
         def on_done(future: asyncio.Future[None]) -> None:
             if future.cancelled():
@@ -262,51 +301,38 @@ class ServerConnection(Connection):
                 return
             if self.exchange is not exchange:
                 return
+            self._waits = False
             self.since = self.loop.time()  # the client was not to blame until now
-            parser = self._parser
-            if parser is None or parser.protocol.is_complete:
-                proceed()  # what is held comes behind this message
-            else:
-                held, self._held = self._held, None
-                proceed()
-                if held and self.phase < Phase.LINGER:
-                    self.data_received(held)  # the rest of this body
-            self._resume_reading()
+            proceed()
 
         if future.done():
             on_done(future)
         else:
-            future.add_done_callback(on_done)
-
-    def _drop_message(self) -> None:
-        """Forget the message that is being read, if one is."""
-        parser, self._parser = self._parser, None
-        if parser is not None:
-            self.server.parsers.release(parser)
+            self.loop.add_done_callback(future, on_done)
 
     def _end_message(self) -> None:
-        """The request has arrived whole: give the parser back, tell the application."""
-        exchange, parser = self.exchange, self._parser
-        assert exchange is not None and parser is not None
+        """The request has arrived whole: tell the application."""
+        exchange = self.exchange
+        assert exchange is not None
         # What follows is the next message's, or a tunnel's. From here on
         # everything is held, until the exchange is over.
-        self._held = parser.protocol.remaining() + (self._held or b"")
+        if self._held is None:
+            self._held = b""
         if self._reads_pieces:
             self.read_pieces(False)
-        self._parser = None
-        self.server.parsers.release(parser)
+        self._reader = None
         self.phase = Phase.RESPONSE
         exchange.read_finished = True
         delegate, exchange.delegate = exchange.delegate, None
         if not exchange.write_finished:
             assert delegate is not None
             try:
-                delegate.finish()
+                exchange.call(delegate.finish)
             except Exception as e:
                 self._on_delegate_error(e, exchange)
                 return
-        if exchange.write_finished:
-            self.end_exchange(exchange)
+        if exchange.write_finished and self.exchange is exchange:
+            exchange.call_aside(self.end_exchange, exchange)
 
     def end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
@@ -338,10 +364,10 @@ class ServerConnection(Connection):
                 self.loop.call_soon(self._next_message)
 
     def _next_message(self) -> None:
-        held = self._held
+        held, at = self._held, self._at
         if held and self.phase == Phase.IDLE and not self._writing_paused:
-            self._held = None
-            self._feed(held)
+            self._held, self._at = None, 0
+            self._feed(held, at)
             if self._eof:
                 self.loop.call_soon(self._close_after_eof)
             elif self._held is None:
@@ -361,7 +387,7 @@ class ServerConnection(Connection):
             if not isinstance(
                 error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
             ):
-                app_log.error("Uncaught exception", exc_info=error)
+                exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
             self._refuse(400, str(error))
@@ -370,7 +396,7 @@ class ServerConnection(Connection):
             self.fail(503, _RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
-            app_log.error("Uncaught exception", exc_info=error)
+            exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
         self.fail(500)
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
@@ -384,11 +410,15 @@ class ServerConnection(Connection):
             exchange.keep_alive = False
             exchange.abandon()
         if self.server.observer is not None:
-            parser = self._parser
-            if exchange is None and parser is not None and parser.head_complete:
-                message = parser.protocol
-                data = b"%b %b HTTP/%d.%d" % (message.method, message.path, *message.http_version)
-            self.server.observer.exchange_failed(self, exchange, status, data)
+            head = None if self._reader is None else self._reader.head
+            if exchange is None and head is not None:
+                line = f"{head.method} {head.target} HTTP/{head.version[0]}.{head.version[1]}"
+                data = line.encode("ascii")
+            failed = self.server.observer.exchange_failed
+            if exchange is None:
+                failed(self, exchange, status, data)
+            else:
+                exchange.call_aside(failed, self, exchange, status, data)
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.abort()
@@ -403,11 +433,11 @@ class ServerConnection(Connection):
             exchange.keep_alive = False
             exchange.abandon()
             if self.server.observer is not None:
-                self.server.observer.exchange_finished(exchange)
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
             self._linger()
 
     def _linger(self) -> None:
-        self._drop_message()
+        self._reader = None
         super()._linger()
 
     def _close_after_eof(self) -> None:
@@ -489,15 +519,14 @@ class ServerConnection(Connection):
 
     def request_is_whole(self) -> bool:
         """Tell whether the current request has been read to its end."""
-        return self._parser is None or self._parser.protocol.is_complete
+        return self._reader is None or self._reader.complete
 
     def detach(self, exchange: RequestConnection, owner: Any) -> TransportStream:
         """Hand the transport to a stream of `owner`'s, with what was read ahead; HTTP ends here."""
-        held = self._held or b""
-        parser, self._parser = self._parser, None
-        if parser is not None:
-            held = b"".join(parser.body) + parser.protocol.remaining() + held
-            self.server.parsers.release(parser)
+        held = self._take_held()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            held = b"".join(reader.body) + held
         if self._reads_pieces:
             self.read_pieces(False)
         self.exchange = None
@@ -516,6 +545,7 @@ class ServerConnection(Connection):
             on_closed=self.server.on_stream_closed,
         )
         stream.owner = owner
+        stream.context = exchange.get_context()
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

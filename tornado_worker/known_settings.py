@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gunicorn.config import KNOWN_SETTINGS, Config
 
-from tornado_worker.parser import ParserOptions, ParserPool
+from tornado_worker.reader import ReaderOptions, Rules
 from tornado_worker.settings import loop_factory, parser_options, ssl_context
 
 __all__ = ["SETTINGS", "Handler", "Known", "check_settings", "markdown_table"]
@@ -81,7 +81,7 @@ SETTINGS: dict[str, Known] = {
         graceful_timeout="what is in flight may take so long: [long-lived.md](long-lived.md)",
         keepalive="seconds a connection may wait for another request; 0 closes after each response",
         limit_request_line="0: one megabyte",
-        limit_request_fields="more than 256, or 0 (32768), needs the Python parser",
+        limit_request_fields="0: 32768",
         limit_request_field_size="0: one megabyte",
         reload="",
         reload_engine="",
@@ -114,13 +114,13 @@ SETTINGS: dict[str, Known] = {
         suppress_ragged_eofs="a request cut short is never taken for whole, either way",
         do_handshake_on_connect="always, within 60 s",
         http_protocols="h1 only; see above",
-        permit_obsolete_folding="slower: every head is then read by Gunicorn's WSGI parser",
-        strip_header_spaces="slower, as above",
-        casefold_http_method="slower, as above",
-        permit_unconventional_http_version="slower, as above; with `http_parser = 'fast'` 1.x only",
+        permit_obsolete_folding="",
+        strip_header_spaces="",
+        casefold_http_method="",
+        permit_unconventional_http_version="served as 1.1 or 1.0; later 1.x are served without it",
         permit_unconventional_http_method="",
         asgi_loop="",
-        http_parser="",
+        http_parser="`auto`, `python` and `fast` mean the same: the worker's own",
         root_path="SCRIPT_NAME for WSGI, unless the environment or a trusted proxy gives one",
         websocket_max_message_size=(
             "for Tornado WebSockets whose application or handler sets no limit of its own"
@@ -151,7 +151,7 @@ def check_settings(cfg: Any) -> list[str]:
     """
     _refuse_dangerous(cfg)
     try:
-        ParserPool(ParserOptions(**parser_options(cfg)))
+        Rules(ReaderOptions(**parser_options(cfg)))
     except ValueError as e:
         raise RuntimeError(str(e)) from None
     loop_factory(cfg.asgi_loop)

@@ -18,7 +18,7 @@ from gunicorn.http.errors import (
 )
 from gunicorn.http.message import HeaderPolicy, _ip_in_allow_list
 
-from tornado_worker.head import HeadError
+from tornado_worker.head_section import MessageError
 
 if TYPE_CHECKING:
     from tornado.httputil import HTTPHeaders
@@ -69,12 +69,12 @@ class GunicornPolicy:
         """Judge the fields called `names`, in Tornado's spelling.
 
         Removes from `headers` what `header_map` drops, sets the scheme that a
-        trusted peer reports, and raises HeadError for what must be refused.
+        trusted peer reports, and raises MessageError for what must be refused.
         """
         try:
             _Message(self._cfg, version, context).judge(names, headers)
         except tuple(_STATUS) as e:
-            raise HeadError(_STATUS[type(e)], str(e)) from None
+            raise MessageError(_STATUS[type(e)], str(e)) from None
 
 
 class _Message(HeaderPolicy):  # type: ignore[misc]

@@ -23,13 +23,14 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
-from tornado_worker.fields import SpecialNames
 from tornado_worker.http1 import ServerConnection
+from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.observer import ExchangeObserver
-from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
+from tornado_worker.reader import ReaderOptions, Rules
 from tornado_worker.stream import TransportStream
+from tornado_worker.turns import Turns
 
 __all__ = ["HTTPServer"]
 
@@ -50,7 +51,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     It works inside the worker, alone in a script, and as
     `tornado.httpserver.HTTPServer.configure("tornado_worker.HTTPServer")`.
-    Keyword arguments beside Tornado's: those of `ParserOptions`, and
+    Keyword arguments beside Tornado's: those of `ReaderOptions`, and
 
     - `header_timeout`: seconds a client may take to send one header section;
     - `keepalive_timeout`: seconds a connection may wait for another request;
@@ -112,8 +113,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             trusted_downstream=trusted_downstream,
         )
         size = self.conn_params.max_header_size
-        self.parsers = ParserPool(
-            ParserOptions(
+        self.rules = Rules(
+            ReaderOptions(
                 http_parser=http_parser,
                 limit_request_line=size if limit_request_line is None else limit_request_line,
                 limit_request_fields=limit_request_fields,
@@ -125,10 +126,11 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 permit_obsolete_folding=permit_obsolete_folding,
                 strip_header_spaces=strip_header_spaces,
                 casefold_http_method=casefold_http_method,
+                max_header_size=size,
+                special_names=frozenset() if policy is None else policy.special_names,
             )
         )
         self.policy = policy
-        self.special_names = SpecialNames(frozenset() if policy is None else policy.special_names)
         self._connection_class = (
             ServerConnection
             if policy is None or policy.proxy_protocol == "off"
@@ -162,7 +164,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.turns = Turns()
+        self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
@@ -172,8 +175,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on `sockets`, which must listen already, on the current loop."""
-        loop = IOLoop.current()
-        self._use_loop(loop)
+        loop = self._use_loop(IOLoop.current())
         for sock in sockets:
             self._acceptor.add(loop, sock)
             # For Tornado's stop().
@@ -184,13 +186,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         """Accept new connections in fair shares with others on the same sockets."""
         self._acceptor.share = share
 
-    def _use_loop(self, io_loop: IOLoop) -> None:
+    def _use_loop(self, io_loop: IOLoop) -> IsolatedLoop:
         if self._loop is None:
-            loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
-            self._loop = loop
+            # As in Tornado, what requests find in their context is what is in the
+            # current one now.
+            self._loop = IsolatedLoop(io_loop)
+            self.turns.schedule = self._loop.call_soon
             # What every write returns that need not wait; shared, for speed.
-            self.done: asyncio.Future[None] = loop.create_future()
+            self.done: asyncio.Future[None] = self._loop.create_future()
             self.done.set_result(None)
+        return self._loop
 
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
@@ -208,10 +213,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open += 1
         task = self._loop.create_task(self._establish(self._loop, sock, (address, server_address)))
         self._accepting.add(task)
-        task.add_done_callback(self._on_established)
+        self._loop.add_done_callback(task, self._on_established)
 
     async def _establish(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, addresses: tuple[Any, Any]
+        self, loop: IsolatedLoop, sock: socket.socket, addresses: tuple[Any, Any]
     ) -> None:
         """Turn an accepted socket into a connection; with TLS, after the handshake.
 
@@ -221,10 +226,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         try:
             if self._tls is None:
                 fd = 0
-                await loop.connect_accepted_socket(lambda: conn, sock)
+                await loop.asyncio_loop.connect_accepted_socket(lambda: conn, sock)
             else:
                 fd = sock.fileno()
-                await loop.connect_accepted_socket(
+                await loop.asyncio_loop.connect_accepted_socket(
                     lambda: conn,
                     sock,
                     ssl=self._tls,
@@ -286,16 +291,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     def on_stream_closed(self, stream: TransportStream) -> None:
         self._streams.discard(stream)
         if self.observer is not None:
-            self.observer.stream_closed(stream)
+            stream.call_aside(self.observer.stream_closed, stream)
         self._acceptor.room_made()
         self._check_drained()
 
-    def _schedule_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_sweep(self, loop: IsolatedLoop) -> None:
         shortest = min(self.stall_timeout, *self.timeouts.values())
         interval = min(1.0, max(0.01, shortest / 4))
         self._sweep_timer = loop.call_later(interval, self._sweep, loop)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep(self, loop: IsolatedLoop) -> None:
         """Close what has waited too long: one pass instead of a timer for each."""
         self._sweep_timer = None
         now = loop.time()
@@ -359,7 +364,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 # No request can be on its way in a handshake that stalls.
                 self._loop.call_later(_DRAIN_GRACE_S, self._cancel_handshakes)
 
-    def _drain_connections(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _drain_connections(self, loop: IsolatedLoop) -> None:
         now = loop.time()
         for conn in list(self._connections):
             conn.begin_drain(now, _DRAIN_GRACE_S)

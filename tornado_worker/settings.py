@@ -111,7 +111,7 @@ def _max_header_size(cfg: Any) -> int:
 
 
 def parser_options(cfg: Any) -> dict[str, Any]:
-    """Return the arguments of `ParserOptions`, which HTTPServer takes too."""
+    """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
     return {name: getattr(cfg, name) for name in _SAME_NAME}
 
 

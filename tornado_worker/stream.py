@@ -8,6 +8,7 @@ applications look at on a connection that is not detached. Knows nothing of HTTP
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -23,7 +24,8 @@ from tornado.iostream import (
 )
 from tornado.log import gen_log
 
-from tornado_worker.transport import abort, break_cycles, hang_up, sending_state
+from tornado_worker.isolation import IsolatedTransport
+from tornado_worker.transport import abort, hang_up, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
@@ -111,10 +113,12 @@ class TransportStream(IOStream):
     #: The application's object that detached the connection, if it is known:
     #: of a WebSocket its handler. Until the connection is lost.
     owner: Any = None
+    #: The context of the request that detached it.
+    context: contextvars.Context | None = None
 
     def __init__(
         self,
-        transport: Any,
+        transport: IsolatedTransport,
         data: bytes = b"",
         *,
         reading_paused: bool = False,
@@ -132,14 +136,12 @@ class TransportStream(IOStream):
         self._writing_paused = writing_paused
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._close_context: contextvars.Context | None = None
         self._read_buffer += data
         self._read_buffer_size = len(data)
         transport.set_protocol(self)
 
     # asyncio.Protocol
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         if self._user_read_buffer:
@@ -182,7 +184,7 @@ class TransportStream(IOStream):
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        break_cycles(self._transport)
+        self._transport.break_cycles()
         self.owner = None
         if self._on_closed is not None:
             self._on_closed(self)
@@ -245,13 +247,18 @@ class TransportStream(IOStream):
         if self._writing_paused:
             self._drain_waiters.append(future)
             # Whoever does not await a write need not hear that it failed.
-            future.add_done_callback(_retrieve)
+            self._transport.loop.add_done_callback(future, _retrieve)
         else:
             future.set_result(None)
         return future
 
     def writing(self) -> bool:
         return not self._closed and self._transport.get_write_buffer_size() > 0
+
+    def call_aside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` in a copy of the context of the request that detached the stream."""
+        context = self.context
+        return function(*args) if context is None else context.copy().run(function, *args)
 
     def adopt_waiters(self, waiters: Iterable[asyncio.Future[None]] | None) -> None:
         """Take over the futures of writes made before the stream existed."""
@@ -280,8 +287,7 @@ class TransportStream(IOStream):
             self._check_flushed_later(sending_state(transport)[1], 0.0)
 
     def _check_flushed_later(self, progress: int, stalled_s: float) -> None:
-        loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self._flush_timer = loop.call_later(
+        self._flush_timer = self._transport.loop.call_later(
             _FLUSH_CHECK_S, self._check_flushed, progress, stalled_s
         )
 
@@ -294,12 +300,21 @@ class TransportStream(IOStream):
         else:
             self._check_flushed_later(progress, stalled_s)
 
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        # Whoever closes the stream, it is called in the context of who wants to know.
+        self._close_context = None if callback is None else contextvars.copy_context()
+        super().set_close_callback(callback)
+
     def _signal_closed(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))
-        super()._signal_closed()
+        context, self._close_context = self._close_context, None
+        if context is None:
+            super()._signal_closed()
+        else:
+            context.run(super()._signal_closed)
 
     def _add_io_state(self, state: int) -> None:
         pass  # the transport polls

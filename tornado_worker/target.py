@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+
+from tornado_worker.framing import is_authority
 
 __all__ = ["split_target"]
 
@@ -22,17 +23,9 @@ def split_target(method: str, target: str) -> tuple[str | None, str]:
         if _AUTHORITY_FORM.fullmatch(target):
             return None, target
     elif target == "*":
-        return None, target
-    elif (absolute := _ABSOLUTE_FORM.fullmatch(target)) and _is_authority(absolute[1]):
+        if method == "OPTIONS":  # section 3.2.4
+            return None, target
+    elif (absolute := _ABSOLUTE_FORM.fullmatch(target)) and is_authority(absolute[1].encode()):
         path = absolute[2] or ""
         return absolute[1], path if path[:1] == "/" else "/" + path
     raise ValueError(f"invalid target {target[:100]!r}")
-
-
-def _is_authority(text: str) -> bool:
-    """Tell whether urlsplit, which frameworks and Gunicorn use, can read it: `[::1` it cannot."""
-    try:
-        urlsplit("//" + text)
-    except ValueError:
-        return False
-    return True

@@ -13,21 +13,7 @@ import struct
 import termios
 from typing import Any
 
-__all__ = ["abort", "break_cycles", "hang_up", "sending_state"]
-
-
-def break_cycles(transport: Any) -> None:
-    """Let a transport whose connection is lost be freed at once.
-
-    asyncio's transports hold bound methods of their own, so that each closed
-    connection would wait for the cyclic garbage collector. Fewer collections
-    mean fewer pauses for everybody else.
-    """
-    state = getattr(transport, "__dict__", {})  # uvloop's have none, and no cycles
-    for name in ("_read_ready_cb", "_write_ready"):
-        if name in state:
-            state[name] = None
-
+__all__ = ["abort", "hang_up", "sending_state"]
 
 # Whether this process may have children with copies of its sockets.
 _has_forked = False
