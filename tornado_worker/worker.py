@@ -41,6 +41,7 @@ from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.handover import Handover, status_after_failure, tell_of_stops
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
+from tornado_worker.log_failures import count_log_failures
 from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
@@ -98,6 +99,7 @@ class TornadoWorker(SignalHandlers):
         check_server_options(cls.SERVER_OPTIONS)
         install_loader(TornadoWorker)
         replace_autoreload()
+        count_log_failures()
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
