@@ -32,6 +32,7 @@ from tornado_worker.exchange import RequestConnection
 from tornado_worker.frames import ByteCounter, FrameCounter, ObservedStream
 from tornado_worker.hook_objects import Exchange, Request, Response
 from tornado_worker.http1 import ServerConnection
+from tornado_worker.log_failures import note_lost
 from tornado_worker.stream import TransportStream
 from tornado_worker.wsgi_environ import EnvironBuilder, ErrorStream
 
@@ -206,9 +207,13 @@ class AccessLog:
                 message = message or self._format
                 if (handler := _plain_handler(log)) is not None:
                     # The same bytes without a LogRecord: 12 us less.
-                    with handler.lock:
-                        handler.stream.write(message % atoms + handler.terminator)
-                        handler.flush()
+                    line = message % atoms + handler.terminator
+                    try:
+                        with handler.lock:
+                            handler.stream.write(line)
+                            handler.flush()
+                    except OSError as error:
+                        note_lost(handler, error)
                 else:
                     record = log.makeRecord(log.name, logging.INFO, "", 0, message, (atoms,), None)
                     log.handle(record)

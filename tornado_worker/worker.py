@@ -39,8 +39,10 @@ from tornado_worker.application import (
 from tornado_worker.cancellation import answer_cancellation
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.handover import Handover, status_after_failure, tell_of_stops
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
+from tornado_worker.log_failures import count_log_failures
 from tornado_worker.preload import check_preloaded
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
@@ -87,6 +89,7 @@ class TornadoWorker(SignalHandlers):
     _siblings: ClassVar[Siblings | None] = None
     _generation: ClassVar[Generation | None] = None
 
+    _handover: Handover | None = None
     server: HTTPServer
 
     # -- in the arbiter ------------------------------------------------------------
@@ -97,6 +100,7 @@ class TornadoWorker(SignalHandlers):
         check_server_options(cls.SERVER_OPTIONS)
         install_loader(TornadoWorker)
         replace_autoreload()
+        count_log_failures()
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -117,13 +121,16 @@ class TornadoWorker(SignalHandlers):
         # In this class, for subclasses to share.
         try:
             siblings = TornadoWorker._siblings = TornadoWorker._siblings or Siblings()
+            tell_of_stops(siblings)
         except OSError as error:
             self.log.debug("no shared memory for the workers: %s", error)
             return None
         generation = self._generation
         if generation is None or generation.cfg is not self.cfg:
-            TornadoWorker._generation = Generation(siblings, self.cfg, self._age)
-        return siblings.admit(self, self._age)
+            number = 0 if generation is None else generation.number + 1
+            generation = Generation(siblings, self.cfg, self._age, number)
+            TornadoWorker._generation = generation
+        return siblings.admit(self, self._age, generation.number)
 
     @property
     def siblings(self) -> list[Sibling]:
@@ -137,14 +144,14 @@ class TornadoWorker(SignalHandlers):
     def age(self) -> float:
         """The arbiter's count; of workers too many it retires the one of the lowest."""
         row, generation = self._row, self._generation
-        if (
-            row is not None
-            and row.state == State.RETIRING
-            and generation is not None
-            and generation.cfg is self.cfg
-            and os.getpid() == self.ppid
-        ):
-            return generation.retiring_age
+        if row is not None and generation is not None and os.getpid() == self.ppid:
+            if generation.cfg is self.cfg:
+                goes_first = row.state == State.RETIRING
+            else:
+                # A reload must not wait for one that serves on: see `handover`.
+                goes_first = row.state in (State.BOOTING, State.SERVING, State.HANDING_OVER)
+            if goes_first:
+                return generation.retiring_age
         return self._age
 
     @age.setter
@@ -168,23 +175,34 @@ class TornadoWorker(SignalHandlers):
         try:
             super().init_process()
         except SystemExit as leaving:
-            self._end_with_main_thread(_LAST_MOMENT_S, leaving.code)
-            raise
+            status = self._status_after(leaving.code)
+            self._end_with_main_thread(_LAST_MOMENT_S, status)
+            sys.exit(status)
         except KeyboardInterrupt:
             # The application's: no signal raises it here. Further up is the
             # arbiter's own code, which would take it for a Ctrl-C: stop all
             # workers and remove the pid file and Unix sockets.
             self.log.exception("The application raised KeyboardInterrupt")
-            status = 1 if self.booted else Arbiter.WORKER_BOOT_ERROR
+            status = self._status_after(1 if self.booted else Arbiter.WORKER_BOOT_ERROR)
             self._end_with_main_thread(_LAST_MOMENT_S, status)
             sys.exit(status)
         except Exception:
+            status = -1 if self.booted else Arbiter.WORKER_BOOT_ERROR
+            if not self.booted and self._others_serve():
+                self.log.exception("Exception in worker process")
+                status = self._status_after(status)
+                self._end_with_main_thread(_LAST_MOMENT_S, status)
+                sys.exit(status)
             # What the arbiter makes of it. A thread that the application has
             # started must not keep it from stopping Gunicorn.
-            self._end_with_main_thread(
-                _LAST_MOMENT_S, -1 if self.booted else Arbiter.WORKER_BOOT_ERROR
-            )
+            self._end_with_main_thread(_LAST_MOMENT_S, status)
             raise
+
+    def _others_serve(self) -> bool:
+        return self._row is not None and self._row.siblings.accepting_others(self._row) > 0
+
+    def _status_after(self, status: Any) -> Any:
+        return status if self.booted else status_after_failure(self, self._row, status)
 
     def load_wsgi(self) -> None:
         """Load the application and make the server, all of it on the loop that will serve.
@@ -299,6 +317,9 @@ class TornadoWorker(SignalHandlers):
         self.notify()
         if self._row is not None:
             self._recycler = Recycler(self._row, self.ppid, self.cfg.graceful_timeout)
+            self._handover = Handover(
+                self._row, self._loop, self.log, self.RECYCLE_TIMEOUT, self._begin_drain
+            )
         # The application stays: full collections need not look through it again
         # and again. Measured: an eighth of the CPU, and pauses of 10 ms.
         gc.collect()
@@ -393,6 +414,16 @@ class TornadoWorker(SignalHandlers):
         self._begin_drain()
 
     # -- stopping ------------------------------------------------------------------
+
+    def _on_term(self) -> None:
+        if self._serving and self._handover is not None and self._handover.postpone():
+            self.alive = True
+            if self._recycling is not None:
+                self._recycling.cancel()
+                self._recycling = None
+                self._recycler.abandon()
+            return
+        super()._on_term()
 
     def _begin_drain(self, timeout: float | None = None) -> None:
         """Stop accepting, and leave once what is in flight is done: at once if nothing is.
