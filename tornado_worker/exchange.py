@@ -19,6 +19,7 @@ from tornado.log import app_log
 
 from tornado_worker.connection import Phase
 from tornado_worker.fields import format_head
+from tornado_worker.log_guard import guarded
 from tornado_worker.sendfile import send_file
 from tornado_worker.stream import ConnectionView
 
@@ -335,7 +336,7 @@ class RequestConnection(httputil.HTTPConnection):
                 callback()
         except Exception:
             # Whatever the application does there, the exchange is over.
-            app_log.error("Uncaught exception", exc_info=True)
+            guarded(app_log.error, "Uncaught exception", exc_info=True)
 
 
 def _closed_future(conn: ServerConnection) -> asyncio.Future[None]:

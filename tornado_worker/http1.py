@@ -25,6 +25,7 @@ from tornado.log import app_log, gen_log
 from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.head import HeadError, read_head
+from tornado_worker.log_guard import guarded
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
 from tornado_worker.transport import hang_up
@@ -351,7 +352,7 @@ class ServerConnection(Connection):
 
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
-        gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
+        guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
         self.fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
@@ -361,7 +362,7 @@ class ServerConnection(Connection):
             if not isinstance(
                 error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
             ):
-                app_log.error("Uncaught exception", exc_info=error)
+                guarded(app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
             self._refuse(400, str(error))
@@ -370,7 +371,7 @@ class ServerConnection(Connection):
             self.fail(503, _RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
-            app_log.error("Uncaught exception", exc_info=error)
+            guarded(app_log.error, "Uncaught exception", exc_info=error)
         self.fail(500)
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
@@ -451,10 +452,10 @@ class ServerConnection(Connection):
         if phase in (Phase.NEW, Phase.IDLE):
             self._close_gently()
         elif phase == Phase.HEAD:
-            gen_log.info("Timeout reading header from %s", self.context)
+            guarded(gen_log.info, "Timeout reading header from %s", self.context)
             self.fail(408)
         elif phase == Phase.BODY:
-            gen_log.info("Timeout reading body from %s", self.context)
+            guarded(gen_log.info, "Timeout reading body from %s", self.context)
             self.abort()
         elif not self.may_go(self.loop.time(), self.server.stall_timeout):
             self.since = self.loop.time()  # a slow reader: it gets the rest

@@ -26,6 +26,7 @@ from tornado_worker.context import ConnectionContext, PeerPolicy
 from tornado_worker.fields import SpecialNames
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.listener import Acceptor, LoadShare
+from tornado_worker.log_guard import guarded
 from tornado_worker.observer import ExchangeObserver
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
@@ -321,7 +322,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         for conn in overdue:
             conn.on_timeout()
         for conn in stalled:
-            gen_log.info("Timeout writing to %s", conn.context)
+            guarded(gen_log.info, "Timeout writing to %s", conn.context)
             conn.abort()
         for conn in lost:
             conn.abort()

@@ -18,6 +18,8 @@ from typing import Protocol
 
 from tornado.log import app_log
 
+from tornado_worker.log_guard import guarded
+
 __all__ = ["Mailbox", "Threads"]
 
 Task = Callable[[], None]
@@ -152,7 +154,7 @@ class _Crew:
             # A task answers for its own errors; this one is a bug of ours, and
             # must not cost the process one of its threads.
             name = threading.current_thread().name
-            app_log.error("Uncaught exception in %s", name, exc_info=True)
+            guarded(app_log.error, "Uncaught exception in %s", name, exc_info=True)
         finally:
             del self.running[task]
 
