@@ -252,7 +252,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         # Read before the queue: what was queued before it was set is there.
         ended = self.ended
         try:
-            while output:
+            while left > 0:
+                left -= 1
                 item = output.popleft()
                 is_last = ended and not output and not self.close_after
                 if isinstance(item, Head):
@@ -267,10 +268,14 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
                         self.wake()
                         return
                 else:
-                    if output and len(item) < _JOIN_MAX:
-                        item = self._join(item)
+                    if left and len(item) < _JOIN_MAX:
+                        blocks = self._take_blocks(item, left)
+                        left -= len(blocks) - 1
+                        item = b"".join(blocks)
                         is_last = ended and not output and not self.close_after
                     size = len(item)
+        # A thread may be faster than we are: what it adds is the next turn's.
+        left = len(output)
                     future = connection.write(item)
                 if is_last:
                     break
@@ -281,7 +286,9 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
                     return
                 if not self._on_sent(future, size):
                     return
-            if ended:
+            if output:
+                self.mailbox.signal_again(self)
+            elif ended:
                 self._finish()
         except Exception:
             # Not the application: what it produced was checked in its thread.
@@ -289,7 +296,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             connection.close()
             self.on_connection_close()
 
-    def _join(self, first: bytes) -> bytes:
+    def _take_blocks(self, first: bytes, count_max: int) -> list[bytes]:
+        """Take at most `count_max` blocks that fit into one write with `first`."""
         output = self.output
         blocks = [first]
         size = len(first)
