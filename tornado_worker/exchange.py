@@ -58,6 +58,7 @@ class RequestConnection(httputil.HTTPConnection):
         "keep_alive",
         "max_body_size",
         "observed",
+        "oversize_status",
         "raw_target",
         "read_finished",
         "response_headers",
@@ -89,6 +90,8 @@ class RequestConnection(httputil.HTTPConnection):
         self.read_finished = False
         self.write_finished = False
         self.max_body_size: int = conn.server.max_body_size
+        #: What a longer body is answered: Tornado's 400, unless its application wants another.
+        self.oversize_status = 400
         self.body_timeout: float | None = conn.server.conn_params.body_timeout
         self._chunked = False
         # Bytes of the response body still owed; None when not known ahead.

@@ -41,6 +41,7 @@ _ERROR_RESPONSES = {
         (400, "Bad Request"),
         (403, "Forbidden"),
         (408, "Request Timeout"),
+        (413, "Content Too Large"),
         (414, "URI Too Long"),
         (417, "Expectation Failed"),
         (431, "Request Header Fields Too Large"),
@@ -200,7 +201,7 @@ class ServerConnection(Connection):
         message = parser.protocol
         length = message.content_length
         if length is not None and length > exchange.max_body_size and not exchange.write_finished:
-            self._refuse(400, "Content-Length too long")
+            self._refuse(exchange.oversize_status, "Content-Length too long")
             return
         if (
             not message.is_complete
@@ -226,7 +227,7 @@ class ServerConnection(Connection):
             chunk = parser.take_body(self.server.body_chunk_size)
             exchange.body_received += len(chunk)
             if exchange.body_received > exchange.max_body_size:
-                self._refuse(400, "chunked body too large")
+                self._refuse(exchange.oversize_status, "chunked body too large")
                 return
             assert exchange.delegate is not None
             try:
@@ -365,7 +366,12 @@ class ServerConnection(Connection):
                 guarded(app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
-            self._refuse(400, str(error))
+            delegate = exchange.delegate
+            oversize = (
+                isinstance(delegate, _GzipMessageDelegate)
+                and delegate._decompressed_body_size > exchange.max_body_size
+            )
+            self._refuse(exchange.oversize_status if oversize else 400, str(error))
             return
         if isinstance(error, asyncio.CancelledError):
             self.fail(503, _RETRY_AFTER)

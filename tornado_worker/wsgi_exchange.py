@@ -79,12 +79,13 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             length = headers["Content-Length"]
             if length == "0":
                 return None
-            is_long = len(length) > 9 or not length.isdigit() or int(length) > MEMORY_MAX
+            # Servers have checked it; it is not for us to raise in its place.
+            size = int(length) if length.isdigit() else MEMORY_MAX + 1
         elif "Transfer-Encoding" in headers:
             is_long = False  # as far as one can tell
         else:
             return None
-        return self._expect_body(headers, is_long)
+        return self._expect_body(headers, size)
 
     def receive_head(
         self,
@@ -100,15 +101,20 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self.protocol = protocol
         self.connection.set_close_callback(self.on_connection_close)
 
-    def _expect_body(self, headers: HTTPHeaders, is_long: bool) -> asyncio.Future[None] | None:
+    def _expect_body(self, headers: HTTPHeaders, size: int) -> asyncio.Future[None] | None:
+        """Prepare for a body, whose length is `size` unless it says at its end."""
         container = self.container
         mailbox = container.mailbox()  # first: it takes the settings over
         limit = container.max_body_size
-        set_limit = getattr(self.connection, "set_max_body_size", None)
+        set_limit = getattr(connection, "set_max_body_size", None)
         if limit is not None and set_limit is not None:
             set_limit(limit)
         expects = (
             headers.get("Expect", "").lower() == "100-continue"
+        if hasattr(connection, "oversize_status"):
+            connection.oversize_status = 413
+            if size > connection.max_body_size:
+                return None  # refused where we return to, before anything is read of it
             and self.start_line.version != "HTTP/1.0"
         )
         if expects:
@@ -119,8 +125,9 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             container.disk,
             container.tmp_upload_dir,
             (lambda: mailbox.call(self._continue)) if expects else None,
+            container.spool,
         )
-        if expects or is_long:
+        if expects or size > MEMORY_MAX:
             self._submit()
         else:
             self._start_timer = mailbox.loop.call_later(_BODY_GRACE_S, self._submit)
