@@ -20,6 +20,7 @@ from tornado.log import app_log
 from tornado_worker.connection import Phase
 from tornado_worker.fields import format_head
 from tornado_worker.isolation import RequestTask
+from tornado_worker.log_guard import guarded
 from tornado_worker.sendfile import send_file
 from tornado_worker.stream import ConnectionView
 
@@ -58,6 +59,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         "keep_alive",
         "max_body_size",
         "observed",
+        "oversize_status",
         "raw_target",
         "read_finished",
         "response_headers",
@@ -90,6 +92,8 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         self.read_finished = False
         self.write_finished = False
         self.max_body_size: int = conn.server.max_body_size
+        #: What a longer body is answered: Tornado's 400, unless its application wants another.
+        self.oversize_status = 400
         self.body_timeout: float | None = conn.server.conn_params.body_timeout
         self._chunked = False
         # Bytes of the response body still owed; None when not known ahead.
@@ -337,7 +341,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
                 self.call_aside(callback)
         except Exception:
             # Whatever the application does there, the exchange is over.
-            app_log.error("Uncaught exception", exc_info=True)
+            guarded(app_log.error, "Uncaught exception", exc_info=True)
 
 
 def _closed_future(conn: ServerConnection) -> asyncio.Future[None]:

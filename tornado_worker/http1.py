@@ -26,6 +26,7 @@ from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.head import make_request
 from tornado_worker.isolation import IsolatedLoop
+from tornado_worker.log_guard import guarded
 from tornado_worker.reader import MessageError, MessageReader
 from tornado_worker.stream import TransportStream
 from tornado_worker.transport import hang_up
@@ -41,6 +42,7 @@ _ERROR_RESPONSES = {
         (400, "Bad Request"),
         (403, "Forbidden"),
         (408, "Request Timeout"),
+        (413, "Content Too Large"),
         (414, "URI Too Long"),
         (417, "Expectation Failed"),
         (431, "Request Header Fields Too Large"),
@@ -231,7 +233,7 @@ class ServerConnection(Connection):
             return False
         assert reader.framing is not None
         kind = "chunked body too large" if reader.framing.chunked else "Content-Length too long"
-        self._refuse(400, kind)
+        self._refuse(exchange.oversize_status, kind)
         return True
 
     def _deliver(self) -> None:
@@ -377,7 +379,7 @@ class ServerConnection(Connection):
 
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
-        gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
+        guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
         self.fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
@@ -387,16 +389,21 @@ class ServerConnection(Connection):
             if not isinstance(
                 error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
             ):
-                exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
+                exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
-            self._refuse(400, str(error))
+            delegate = exchange.delegate
+            oversize = (
+                isinstance(delegate, _GzipMessageDelegate)
+                and delegate._decompressed_body_size > exchange.max_body_size
+            )
+            self._refuse(exchange.oversize_status if oversize else 400, str(error))
             return
         if isinstance(error, asyncio.CancelledError):
             self.fail(503, _RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
-            exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
+            exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
         self.fail(500)
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
@@ -481,10 +488,10 @@ class ServerConnection(Connection):
         if phase in (Phase.NEW, Phase.IDLE):
             self._close_gently()
         elif phase == Phase.HEAD:
-            gen_log.info("Timeout reading header from %s", self.context)
+            guarded(gen_log.info, "Timeout reading header from %s", self.context)
             self.fail(408)
         elif phase == Phase.BODY:
-            gen_log.info("Timeout reading body from %s", self.context)
+            guarded(gen_log.info, "Timeout reading body from %s", self.context)
             self.abort()
         elif not self.may_go(self.loop.time(), self.server.stall_timeout):
             self.since = self.loop.time()  # a slow reader: it gets the rest

@@ -26,6 +26,7 @@ from tornado_worker.context import ConnectionContext, PeerPolicy
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.listener import Acceptor, LoadShare
+from tornado_worker.log_guard import guarded
 from tornado_worker.observer import ExchangeObserver
 from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.reader import ReaderOptions, Rules
@@ -326,7 +327,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         for conn in overdue:
             conn.on_timeout()
         for conn in stalled:
-            gen_log.info("Timeout writing to %s", conn.context)
+            guarded(gen_log.info, "Timeout writing to %s", conn.context)
             conn.abort()
         for conn in lost:
             conn.abort()

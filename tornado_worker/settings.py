@@ -32,11 +32,14 @@ _OPTIONS = (
     "header_timeout",
     "max_body_size",
     "max_buffer_size",
+    "max_spool_size",
     "protocol",
     "stall_timeout",
     "trusted_downstream",
     "xheaders",
 )
+# Those of them that are not the server's, but WSGIContainer's.
+_CONTAINER_OPTIONS = {"max_spool_size"}
 # The others, and the setting that has the same job: one place for each thing.
 _SETTINGS = {
     "idle_connection_timeout": "keepalive",
@@ -99,7 +102,10 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
     if cfg.is_ssl:
         arguments["ssl_options"] = ssl_context(cfg)
-    return {**arguments, **options}
+    for name, value in options.items():
+        if name not in _CONTAINER_OPTIONS:
+            arguments[name] = value
+    return arguments
 
 
 def _max_header_size(cfg: Any) -> int:

@@ -220,7 +220,7 @@ class TornadoWorker(SignalHandlers):
             limit_messages(self.cfg.websocket_max_message_size)
         ping_by_default(self.WEBSOCKET_PING_INTERVAL)
         self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
-        wsgi.use_settings(self.cfg, self.log, self.SERVER_OPTIONS.get("max_body_size"))
+        wsgi.use_settings(self.cfg, self.log, **self._wsgi_options())
         try:
             self._load()
         except ApplicationError as error:
@@ -294,8 +294,14 @@ class TornadoWorker(SignalHandlers):
         return lost
 
     def _wrap_wsgi(self, app: Any) -> RequestCallback:
-        limit = self.SERVER_OPTIONS.get("max_body_size")
-        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log, limit)
+        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log, **self._wsgi_options())
+
+    def _wsgi_options(self) -> dict[str, Any]:
+        return {
+            "max_body_size": self.SERVER_OPTIONS.get("max_body_size"),
+            "max_spool_size": self.SERVER_OPTIONS.get("max_spool_size"),
+            "slow_s": self.SLOW_HANDLER,
+        }
 
     def _failure_page(self, error: SyntaxError) -> Any:
         """Return Gunicorn's page for a module that cannot be compiled, until it changes."""

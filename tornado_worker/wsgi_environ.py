@@ -27,6 +27,8 @@ __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 
 # Clients choose the names, so the cache must not grow without bound.
 _KEYS_MAX = 1000
+# What Tornado calls peers without an IP address.
+_NO_IP = "0.0.0.0"
 
 
 class ErrorStream(io.TextIOBase):
@@ -203,6 +205,9 @@ class EnvironBuilder:
         if type(address) is tuple:
             environ["REMOTE_ADDR"] = remote_ip
             environ["REMOTE_PORT"] = str(address[1])
+        elif remote_ip not in ("", _NO_IP):
+            # A Unix socket, with a proxy behind it that names its client.
+            environ["REMOTE_ADDR"] = remote_ip
         else:
             environ["REMOTE_ADDR"] = address if isinstance(address, str) else ""
 

@@ -35,6 +35,8 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 
 # Bytes on their way to the client before the application's thread waits.
 _UNSENT_MAX = 128 * 1024
+# And how many blocks, whatever their size: each costs the loop some time.
+_UNSENT_BLOCKS_MAX = 1024
 # What is read at once of a file that the kernel cannot send.
 _FILE_BLOCK = 64 * 1024
 
@@ -180,6 +182,8 @@ class Response:
         start_line = ResponseStartLine("HTTP/1.1", 103, "Early Hints")
         self.output.append(Head(start_line, hints, None))
         self._signal()
+        if len(self.output) > _UNSENT_BLOCKS_MAX:
+            self._wait_until_sent(_UNSENT_MAX)
 
     # For Exchange, in the thread
 
@@ -271,7 +275,9 @@ class Response:
         self._signal()
         if self._excess:
             raise HTTPOutputError("Tried to write more data than Content-Length")
-        if self._queued - self.sent > _UNSENT_MAX and not is_last:
+        if not is_last and (
+            self._queued - self.sent > _UNSENT_MAX or len(self.output) > _UNSENT_BLOCKS_MAX
+        ):
             self._wait_until_sent(_UNSENT_MAX)
 
     def _queue_head(self, block: bytes | None) -> None:
@@ -325,7 +331,7 @@ class Response:
             self.mailbox.signal(self)  # type: ignore[arg-type]  # Exchange has flush()
 
     def _wait_until_sent(self, unsent_max: int) -> None:
-        """Wait until at most `unsent_max` bytes are on their way to the client."""
+        """Wait until at most `unsent_max` bytes, and few blocks, wait for the client."""
         room = self._room
         if room is None:
             room = self._room = threading.Event()
@@ -334,7 +340,10 @@ class Response:
             room.clear()
             if self.gone:
                 raise ClientDisconnected("the client went away")
-            if self._queued - self.sent <= unsent_max or self.file_refused:
+            if self.file_refused or (
+                self._queued - self.sent <= unsent_max
+                and len(self.output) <= _UNSENT_BLOCKS_MAX // 2
+            ):
                 return
             room.wait()
 
