@@ -777,3 +777,153 @@ app.add_handlers(".*", [("/wsgi", tornado_worker.WSGIContainer(wsgi))])
     for user in ("u=1a", "u=2b", "u=3c"):
         after = user[2:] if path == "/" else user + "+"
         assert process.count_log(rf"{user}: nobody, {re.escape(after)}$") == 2
+
+
+# -- the current task ------------------------------------------------------------
+
+
+def test_each_request_has_a_current_task_of_its_own(serve: Serve) -> None:
+    """As with Tornado's own server, where it is the connection's."""
+    tasks: dict[str, list[Any]] = {}
+    later: list[Any] = []
+
+    def note(message: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task not in asyncio.all_tasks()
+        assert task.get_loop() is asyncio.get_running_loop()
+        tasks.setdefault(message.start_line.path, []).append(task)
+        asyncio.get_running_loop().call_soon(lambda: later.append(asyncio.current_task()))
+
+    class Noting(Messages):
+        def start_request(self, server_conn: object, request_conn: Any) -> Any:
+            first = asyncio.current_task()
+            message = super().start_request(server_conn, request_conn)
+            message.task = first  # type: ignore[attr-defined]
+            return message
+
+    def on_headers(message: Any) -> None:
+        assert asyncio.current_task() is message.task
+        note(message)
+
+    app = Noting(
+        on_headers=on_headers,
+        on_data=lambda message, data: note(message),
+        on_finish=note,
+        on_close=note,
+    )
+    server = serve(app)
+    clients = [server.connect() for _ in range(4)]
+    for number, client in enumerate(clients):
+        client.send(b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n" % number)
+    eventually(lambda: len(tasks) == 4)
+    for client in clients:
+        client.send(b"body")
+    eventually(lambda: all(len(found) == 3 for found in tasks.values()))
+    assert all(len(set(found)) == 1 for found in tasks.values())
+    assert len({found[0] for found in tasks.values()}) == 4
+    server.run(lambda: [message.respond() for message in app.messages])
+    for client in clients:
+        assert client.response().status == 200
+    assert all(found[0].done() for found in tasks.values())
+    clients[0].send(b"POST /gone HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
+    eventually(lambda: "/gone" in tasks)
+    clients[0].close()
+    eventually(lambda: len(tasks["/gone"]) == 2)
+    assert tasks["/gone"][0] is tasks["/gone"][1]
+    eventually(lambda: len(later) == 14)
+    assert set(later) == {None}
+
+
+def test_tasks_made_in_a_request_are_real_ones(serve: Serve) -> None:
+    """With a factory that starts them at once too, where there is one (Python 3.12)."""
+    seen: list[Any] = []
+
+    async def work() -> None:
+        seen.append(asyncio.current_task())
+        async with asyncio.timeout(20):
+            await asyncio.sleep(0)
+        seen.append(asyncio.current_task())
+
+    def on_headers(message: Any) -> None:
+        before = asyncio.current_task()
+        task = asyncio.get_running_loop().create_task(work())
+        assert asyncio.current_task() is before
+        task.add_done_callback(lambda task: message.respond())
+
+    server = serve(Messages(on_headers=on_headers, on_finish=lambda message: None))
+    client = server.connect()
+    for factory in {None, getattr(asyncio, "eager_task_factory", None)}:
+        server.run(server.loop.set_task_factory, factory)
+        assert client.get().status == 200
+        first, second = seen
+        assert first is second
+        assert isinstance(first, asyncio.Task)
+        seen.clear()
+
+
+@pytest.mark.parametrize("stage", ["headers", "finish"])
+def test_cancelled_request_is_answered_503(serve: Serve, stage: str) -> None:
+    def cancel(message: Any) -> None:
+        task: Any = asyncio.current_task()
+        assert task.cancel()
+        assert task.cancel()
+        assert task.cancelling() == 2
+
+    app = Messages(
+        on_headers=cancel if stage == "headers" else None,
+        on_finish=cancel if stage == "finish" else lambda message: None,
+    )
+    client = serve(app).connect()
+    response = client.get()
+    assert response.status == 503
+    assert response.headers["Connection"] == "close"
+    client.expect_close()
+
+
+def test_cancelled_in_the_middle_of_its_response_it_is_cut(serve: Serve) -> None:
+    def on_finish(message: Any) -> None:
+        line = httputil.ResponseStartLine("", 200, "OK")
+        message.conn.write_headers(line, httputil.HTTPHeaders({"Content-Length": "10"}), b"begun")
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+
+    client = serve(Messages(on_finish=on_finish)).connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert client.receive_all().endswith(b"\r\n\r\nbegun")
+
+
+def test_cancelling_an_answered_request_or_taking_it_back_changes_nothing(serve: Serve) -> None:
+    tasks: list[Any] = []
+
+    def on_finish(message: Any) -> None:
+        task: Any = asyncio.current_task()
+        tasks.append(task)
+        assert task.cancel()
+        assert task.uncancel() == 0
+        asyncio.get_running_loop().call_later(0.01, message.respond)
+
+    server = serve(Messages(on_finish=on_finish))
+    client = server.connect()
+    for _ in range(2):
+        assert client.get().status == 200
+    assert server.run(lambda: [task.cancel() for task in tasks]) == [False, False]
+    assert client.get().status == 200
+
+
+def test_request_that_begins_inside_a_task_leaves_it_the_current_one(serve: Serve) -> None:
+    seen: list[Any] = []
+    app = Messages(on_finish=lambda message: (seen.append(message.conn), message.respond()))
+    server = serve(app)
+    client = server.connect()
+    [conn] = server.connections
+
+    async def feed() -> None:
+        task = asyncio.current_task()
+        conn.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert asyncio.current_task() is task
+        seen[0].call_aside(seen[0].call_aside, seen.append, "called")
+        assert asyncio.current_task() is task
+
+    server.run(feed)
+    assert client.response().status == 200
+    assert seen[1:] == ["called"]
