@@ -323,6 +323,16 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             # request proves whole; otherwise nobody needs the rest.
             conn.loop.call_soon(conn.end_early, self)
 
+    # RequestTask
+
+    def done(self) -> bool:
+        return self._conn.exchange is not self
+
+    def on_cancelled(self) -> None:
+        # As when a future that the delegate returned is cancelled.
+        if self._conn.takes_response(self):
+            self._conn.cut()
+
     # For ServerConnection
 
     def abandon(self) -> None:
