@@ -22,12 +22,11 @@ from tornado import httputil, web, websocket
 
 import tornado_worker
 from gunicorn_process import GunicornProcess, wait_until
-from server_thread import FEW_COMBINATIONS, Messages, Serve, ServerThread, eventually
+from server_thread import Messages, Serve, ServerThread, eventually
 from tornado_worker import WSGIContainer
 from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
 
 connect = pytest.importorskip("websockets.sync.client").connect
-pytestmark = pytest.mark.parametrize("combination", FEW_COMBINATIONS, indirect=True)
 
 NOBODY = "nobody"
 BIG = 4 << 20
