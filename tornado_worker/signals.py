@@ -34,6 +34,9 @@ class SignalHandlers(Worker):
     `init_signals`, and says with `_loading` and `_serving` how far it has come.
     """
 
+    #: The signals whose handlers are this class's.
+    HANDLED = (*Worker.SIGNALS, signal.SIGALRM)
+
     alive: bool
     _loop: asyncio.AbstractEventLoop
     _loading: asyncio.Task[None] | None = None
@@ -66,6 +69,20 @@ class SignalHandlers(Worker):
             os.kill(os.getpid(), number)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def _is_own_handler(self, handler: Any) -> bool:
+        return getattr(handler, "__self__", None) is self
+
+    def _is_for_child(self, sig: int) -> bool:
+        """Have the system do what `sig` means, in a process that is not the worker.
+
+        It has its own handlers back (see `forked.py`), unless the signal was faster.
+        """
+        if os.getpid() == self.pid:
+            return False
+        signal.signal(sig, signal.SIG_DFL)
+        os.kill(os.getpid(), sig)
+        return True
+
     def _ignore_term(self) -> None:
         """For the end of the process, when TERM has nothing more to ask for.
 
@@ -85,6 +102,8 @@ class SignalHandlers(Worker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: leave when what is in flight is done."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         self._call_soon(self._on_term)
 
@@ -96,6 +115,8 @@ class SignalHandlers(Worker):
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """QUIT, INT: leave at once."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         first, self._hurried = not self._hurried, True
         if first:
@@ -108,14 +129,21 @@ class SignalHandlers(Worker):
             signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S + 0.5)
 
     def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
+        if self._is_for_child(sig):
+            return
         # Whatever catches the SystemExit must not catch this.
-        signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
+        signal.signal(signal.SIGALRM, self._on_quit_ignored)
         signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S)
         self.log.warning("Leaving in the middle of:\n%s", format_stack(frame))
         self._exit(0)
 
+    def _on_quit_ignored(self, sig: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         self.log.error(
             "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
@@ -134,7 +162,8 @@ class SignalHandlers(Worker):
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """USR1: reopen the log files."""
-        self._call_soon(self.log.reopen_files)
+        if not self._is_for_child(sig):
+            self._call_soon(self.log.reopen_files)
 
     def handle_winch(self, sig: int, frame: FrameType | None) -> None:
         """WINCH: the terminal's business."""

@@ -25,7 +25,7 @@ from gunicorn.arbiter import Arbiter
 from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
-from tornado_worker import supported, wsgi  # noqa: F401
+from tornado_worker import forked, supported, wsgi  # noqa: F401
 from tornado_worker.access import make_observer
 from tornado_worker.application import (
     ApplicationError,
@@ -38,6 +38,8 @@ from tornado_worker.application import (
 from tornado_worker.cancellation import answer_cancellation
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.exchange import RequestConnection
+from tornado_worker.forked import Forks
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
 from tornado_worker.preload import check_preloaded
@@ -52,6 +54,7 @@ from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
 from tornado_worker.stream import TransportStream
 from tornado_worker.watchdog import Watchdog
 from tornado_worker.websockets import Farewell, limit_messages, ping_by_default
+from tornado_worker.wsgi_threads import Mailbox
 
 __all__ = ["TornadoWorker"]
 
@@ -60,6 +63,13 @@ _LAST_MOMENT_S = 0.1
 _POLL_S = 0.02
 # The byte that Gunicorn's reloader writes; signals write their numbers.
 _RELOAD = b"1"
+# By these a child process would reach the worker's clients, or its loop from a thread.
+_NOT_FOR_CHILDREN = {
+    RequestConnection: ("write_headers", "write", "send_file", "finish", "close", "detach"),
+    ServerConnection: ("write", "close_written", "abort"),
+    TransportStream: ("write", "close_fd"),
+    Mailbox: ("signal", "call"),
+}
 
 
 class TornadoWorker(SignalHandlers):
@@ -154,6 +164,11 @@ class TornadoWorker(SignalHandlers):
     # -- loading -------------------------------------------------------------------
 
     def init_process(self) -> None:
+        # Behind it are the arbiter's lines for the end of a worker.
+        with forked.children_end_here():
+            self._init_process()
+
+    def _init_process(self) -> None:
         try:
             check_settings(self.cfg)
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
@@ -162,6 +177,9 @@ class TornadoWorker(SignalHandlers):
             self._refuse(error, Arbiter.WORKER_BOOT_ERROR)
         self._loop = self._runner.get_loop()
         asyncio.set_event_loop(self._loop)
+        forked.use(
+            Forks(self._loop, self.log, self.HANDLED, self._is_own_handler, _NOT_FOR_CHILDREN)
+        )
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         try:
@@ -211,12 +229,16 @@ class TornadoWorker(SignalHandlers):
                 raise RuntimeError("the application cancelled its own loading") from None
             sys.exit(0)
         except SystemExit as error:
+            if forked.is_child():
+                raise
             if self.alive and error.code not in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
                 # With any other status the arbiter would start workers for ever.
                 raise RuntimeError(
                     f"the application called sys.exit({error.code!r}) while it was loaded"
                 ) from error
             raise
+        if forked.is_child():
+            forked.end_child()
         error_log.yield_to_user()
         explain_autoreload(self.cfg, self.log)
 
@@ -290,6 +312,8 @@ class TornadoWorker(SignalHandlers):
     # -- serving -------------------------------------------------------------------
 
     def run(self) -> None:
+        if forked.is_child():
+            forked.end_child()  # of the hook post_worker_init
         # Before this first one the arbiter takes no worker for stuck.
         self.notify()
         if self._row is not None:

@@ -18,6 +18,8 @@ from typing import Protocol
 
 from tornado.log import app_log
 
+from tornado_worker import forked
+
 __all__ = ["Mailbox", "Threads"]
 
 Task = Callable[[], None]
@@ -146,6 +148,7 @@ class _Crew:
         self.running[task] = time.monotonic()
         if self.waiting and not self.waking:
             self.wake()
+        forks = forked.generation()
         try:
             task()
         except BaseException:
@@ -155,6 +158,9 @@ class _Crew:
             app_log.error("Uncaught exception in %s", name, exc_info=True)
         finally:
             del self.running[task]
+        if forked.generation() != forks:
+            # A view forked, and this is the child: the tasks are the parent's.
+            forked.end_child()
 
     def close(self) -> None:
         self.closed = True
