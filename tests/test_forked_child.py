@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import struct
 
 import pytest
+
 from gunicorn_process import GunicornProcess, wait_until
 
 APP = """
@@ -121,7 +120,7 @@ class IOLoopExecutor(Base):
 
 class Statuses(tornado.web.RequestHandler):
     def get(self):
-        self.write({str(pid): os.waitstatus_to_exitcode(status) for pid, status in statuses.items()})
+        self.write({str(pid): os.waitstatus_to_exitcode(n) for pid, n in statuses.items()})
 
 class Pid(tornado.web.RequestHandler):
     def get(self):
@@ -417,7 +416,7 @@ def test_child_of_a_websocket_handler_cannot_speak_for_its_parent(serve):
 
 
 @pytest.mark.parametrize(
-    "then, status, stderr",
+    ("then", "status", "stderr"),
     [
         ("message", 1, "^some words$"),
         ("interrupt", 1, "KeyboardInterrupt"),
@@ -476,7 +475,7 @@ def test_signal_to_a_child_has_its_default_action_there(serve, number):
 
 @pytest.mark.parametrize("where", ["", "?threaded"])
 @pytest.mark.parametrize(
-    "name, result",
+    ("name", "result"),
     [
         ("process", "(144, 0)"),
         ("exit", "7"),
@@ -528,7 +527,7 @@ if os.environ["WHERE"] == "module":
 """
 
 
-@pytest.mark.parametrize("then, status", [("exit", 7), ("raise", 1), ("return", 1)])
+@pytest.mark.parametrize(("then", "status"), [("exit", 7), ("raise", 1), ("return", 1)])
 @pytest.mark.parametrize("where", ["module", "factory", "hook"])
 def test_child_made_while_loading_never_serves(serve, where, then, status):
     server = serve(

@@ -61,7 +61,7 @@ class Forks:
         self._is_ours = is_ours
         self._methods = methods
         self._kept: list[Any] = []
-        self._masks: dict[int, set[signal.Signals]] = {}
+        self._masks: dict[int, set[int | signal.Signals]] = {}
         self._task: asyncio.Task[Any] | None = None
         self.place = "?"
 
@@ -139,7 +139,7 @@ class Forks:
             return threadsafe(callback, *args, **kwargs)
 
         with contextlib.suppress(AttributeError):
-            self._loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign]
+            self._loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign, assignment]
 
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +215,8 @@ def end_child(error: BaseException | None = None) -> NoReturn:
 def _exit(code: Any) -> NoReturn:
     status = code if isinstance(code, int) else int(code is not None)
     if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"{code}\n")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # closed, or its reader is gone
             stream.flush()

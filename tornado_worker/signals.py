@@ -18,6 +18,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
+from tornado_worker.stop_requests import Leave
 from tornado_worker.watchdog import format_stack
 
 __all__ = ["QUICK_EXIT_S", "SignalHandlers"]
@@ -42,14 +43,18 @@ class SignalHandlers(Worker):
     _loading: asyncio.Task[None] | None = None
     _serving = False
     _hurried = False
+    #: Whether `_serve()` has begun.
+    _served = False
+    #: The first reason to leave, for the log.
+    _why = "?"
     #: When the loop last turned, by its own clock.
     _last_beat = 0.0
 
-    def _begin_drain(self, timeout: float | None = None) -> None:
+    def _begin_drain(self, timeout: float | None = None, *, why: str) -> None:
         """Stop accepting, and leave when what is in flight is done. Called on the loop."""
         raise NotImplementedError
 
-    def _end_quickly(self) -> None:
+    def _end_quickly(self, why: str) -> None:
         """Cut what is in flight and leave. Called on the loop."""
         raise NotImplementedError
 
@@ -107,10 +112,11 @@ class SignalHandlers(Worker):
         self.alive = False
         self._call_soon(self._on_term)
 
-    def _on_term(self) -> None:
+    def _on_term(self, why: str = "TERM") -> None:
         if self._serving:
-            self._begin_drain()
+            self._begin_drain(why=why)
         elif self._loading is not None and not self._loading.cancelling():
+            self._why = why
             self._loading.cancel()  # once: the next one is for what cleans up
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
@@ -124,7 +130,7 @@ class SignalHandlers(Worker):
         if not self._serving:
             sys.exit(0)
         if first:
-            self._call_soon(self._end_quickly)
+            self._call_soon(self._end_quickly, signal.Signals(sig).name.removeprefix("SIG"))
             signal.signal(signal.SIGALRM, self._on_quit_overdue)
             signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S + 0.5)
 
@@ -157,8 +163,11 @@ class SignalHandlers(Worker):
     def _exit(self, status: int) -> None:
         # uvloop keeps what a protocol raises to itself: then the loop, which
         # turns again, has to raise it.
-        self._call_soon(sys.exit, status)
-        sys.exit(status)
+        self._call_soon(self._leave_now, status)
+        self._leave_now(status)
+
+    def _leave_now(self, status: int) -> None:
+        raise Leave(status)
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """USR1: reopen the log files."""
