@@ -23,6 +23,7 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
+from tornado_worker.exchange import RequestConnection
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.listener import Acceptor, LoadShare
@@ -64,6 +65,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     - `policy`: what peers may say about themselves; without one, what Tornado
       lets them say.
     """
+
+    #: What whoever set `max_connections` calls it, for the log.
+    limit_name = "max_connections"
 
     def initialize(
         self,
@@ -171,6 +175,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
         self._acceptor = Acceptor(self._on_accepted, self._has_room)
+        self._acceptor.limit = f"{self.limit_name} = {max_connections}"
 
     # Listening
 
@@ -201,6 +206,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
         return self._half_open + len(self._connections) + len(self._streams)
+
+    def exchanges(self) -> list[RequestConnection]:
+        """Return the exchanges that are not over."""
+        return [conn.exchange for conn in self._connections if conn.exchange is not None]
 
     def detached_streams(self) -> list[TransportStream]:
         """Return the streams of the connections that applications have detached, and not closed."""

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -26,7 +25,7 @@ from gunicorn.arbiter import Arbiter
 from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
-from tornado_worker import supported, wsgi  # noqa: F401
+from tornado_worker import forked, supported, wsgi  # noqa: F401
 from tornado_worker.access import make_observer
 from tornado_worker.application import (
     ApplicationError,
@@ -39,33 +38,42 @@ from tornado_worker.application import (
 from tornado_worker.cancellation import answer_cancellation
 from tornado_worker.drain import draining
 from tornado_worker.error_log import ErrorLogHandler
+from tornado_worker.exchange import RequestConnection
+from tornado_worker.forked import Forks
 from tornado_worker.handover import Handover, status_after_failure, tell_of_stops
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
+from tornado_worker.leaving import LAST_MOMENT_S, LeavingWorker
 from tornado_worker.log_failures import count_log_failures
 from tornado_worker.preload import check_preloaded
+from tornado_worker.reaping import tell_boot_failures_from_exits
 from tornado_worker.recycling import Generation, Recycler
 from tornado_worker.reload import explain_autoreload, replace_autoreload
 from tornado_worker.server import HTTPServer
 from tornado_worker.settings import check_server_options, loop_factory, server_arguments
 from tornado_worker.shortcuts import take_shortcuts
-from tornado_worker.shutdown import end_with_main_thread, finish_loop
 from tornado_worker.siblings import Row, Share, Sibling, Siblings, State
-from tornado_worker.signals import QUICK_EXIT_S, SignalHandlers
+from tornado_worker.signals import QUICK_EXIT_S
+from tornado_worker.stop_requests import Leave, StopRequests
 from tornado_worker.stream import TransportStream
 from tornado_worker.watchdog import Watchdog
 from tornado_worker.websockets import Farewell, limit_messages, ping_by_default
+from tornado_worker.wsgi_threads import Mailbox
 
 __all__ = ["TornadoWorker"]
 
-# What is due when its time is over still gets this long, to go out or to end.
-_LAST_MOMENT_S = 0.1
-_POLL_S = 0.02
 # The byte that Gunicorn's reloader writes; signals write their numbers.
 _RELOAD = b"1"
+# By these a child process would reach the worker's clients, or its loop from a thread.
+_NOT_FOR_CHILDREN = {
+    RequestConnection: ("write_headers", "write", "send_file", "finish", "close", "detach"),
+    ServerConnection: ("write", "close_written", "abort"),
+    TransportStream: ("write", "close_fd"),
+    Mailbox: ("signal", "call"),
+}
 
 
-class TornadoWorker(SignalHandlers):
+class TornadoWorker(LeavingWorker):
     """Serves Tornado and WSGI applications on one asyncio loop.
 
     Subclass it in the configuration file to set what Gunicorn has no setting for.
@@ -90,7 +98,6 @@ class TornadoWorker(SignalHandlers):
     _generation: ClassVar[Generation | None] = None
 
     _handover: Handover | None = None
-    server: HTTPServer
 
     # -- in the arbiter ------------------------------------------------------------
 
@@ -98,6 +105,7 @@ class TornadoWorker(SignalHandlers):
     def setup(cls) -> None:
         """Prepare the arbiter for this class; Gunicorn calls it before it loads anything."""
         check_server_options(cls.SERVER_OPTIONS)
+        tell_boot_failures_from_exits(TornadoWorker)
         install_loader(TornadoWorker)
         replace_autoreload()
         count_log_failures()
@@ -144,7 +152,13 @@ class TornadoWorker(SignalHandlers):
     def age(self) -> float:
         """The arbiter's count; of workers too many it retires the one of the lowest."""
         row, generation = self._row, self._generation
-        if row is not None and generation is not None and os.getpid() == self.ppid:
+        if (
+            row is not None
+            and generation is not None
+            and os.getpid() == self.ppid
+            # The hook `child_exit` gets a worker that the arbiter counts no more.
+            and Arbiter.WORKERS.get(self.pid) is self
+        ):
             if generation.cfg is self.cfg:
                 goes_first = row.state == State.RETIRING
             else:
@@ -159,9 +173,18 @@ class TornadoWorker(SignalHandlers):
         self._age = age
         self._row = None
 
+    def has_booted(self) -> bool:
+        """Tell the arbiter whether this worker, by now dead perhaps, has come to serve."""
+        return self._row is not None and self._row.state not in (State.FREE, State.BOOTING)
+
     # -- loading -------------------------------------------------------------------
 
     def init_process(self) -> None:
+        # Behind it are the arbiter's lines for the end of a worker.
+        with forked.children_end_here():
+            self._init_process()
+
+    def _init_process(self) -> None:
         try:
             check_settings(self.cfg)
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
@@ -170,13 +193,18 @@ class TornadoWorker(SignalHandlers):
             self._refuse(error, Arbiter.WORKER_BOOT_ERROR)
         self._loop = self._runner.get_loop()
         asyncio.set_event_loop(self._loop)
+        forked.use(
+            Forks(self._loop, self.log, self.HANDLED, self._is_own_handler, _NOT_FOR_CHILDREN)
+        )
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         try:
             super().init_process()
+        except Leave:
+            raise  # from run(), which has seen to the rest
         except SystemExit as leaving:
             status = self._status_after(leaving.code)
-            self._end_with_main_thread(_LAST_MOMENT_S, status)
+            self._end_with_main_thread(LAST_MOMENT_S, status)
             sys.exit(status)
         except KeyboardInterrupt:
             # The application's: no signal raises it here. Further up is the
@@ -184,18 +212,18 @@ class TornadoWorker(SignalHandlers):
             # workers and remove the pid file and Unix sockets.
             self.log.exception("The application raised KeyboardInterrupt")
             status = self._status_after(1 if self.booted else Arbiter.WORKER_BOOT_ERROR)
-            self._end_with_main_thread(_LAST_MOMENT_S, status)
+            self._end_with_main_thread(LAST_MOMENT_S, status)
             sys.exit(status)
         except Exception:
             status = -1 if self.booted else Arbiter.WORKER_BOOT_ERROR
             if not self.booted and self._others_serve():
                 self.log.exception("Exception in worker process")
                 status = self._status_after(status)
-                self._end_with_main_thread(_LAST_MOMENT_S, status)
+                self._end_with_main_thread(LAST_MOMENT_S, status)
                 sys.exit(status)
             # What the arbiter makes of it. A thread that the application has
             # started must not keep it from stopping Gunicorn.
-            self._end_with_main_thread(_LAST_MOMENT_S, status)
+            self._end_with_main_thread(LAST_MOMENT_S, status)
             raise
 
     def _others_serve(self) -> bool:
@@ -228,14 +256,19 @@ class TornadoWorker(SignalHandlers):
         except asyncio.CancelledError:
             if self.alive:
                 raise RuntimeError("the application cancelled its own loading") from None
+            self.log.info("Left before the application was loaded: %s", self._why)
             sys.exit(0)
         except SystemExit as error:
+            if forked.is_child():
+                raise
             if self.alive and error.code not in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
                 # With any other status the arbiter would start workers for ever.
                 raise RuntimeError(
                     f"the application called sys.exit({error.code!r}) while it was loaded"
                 ) from error
             raise
+        if forked.is_child():
+            forked.end_child()
         error_log.yield_to_user()
         explain_autoreload(self.cfg, self.log)
 
@@ -283,7 +316,7 @@ class TornadoWorker(SignalHandlers):
             return
         if self._has_lost_parent():
             self.alive = False
-            self._on_term()
+            self._on_term("the master is gone")
         else:
             self._loop.call_later(1.0, self._watch_parent)
 
@@ -319,41 +352,47 @@ class TornadoWorker(SignalHandlers):
     # -- serving -------------------------------------------------------------------
 
     def run(self) -> None:
+        if forked.is_child():
+            forked.end_child()  # of the hook post_worker_init
         # Before this first one the arbiter takes no worker for stuck.
         self.notify()
         if self._row is not None:
             self._recycler = Recycler(self._row, self.ppid, self.cfg.graceful_timeout)
             self._handover = Handover(
-                self._row, self._loop, self.log, self.RECYCLE_TIMEOUT, self._begin_drain
+                self._row,
+                self._loop,
+                self.log,
+                self.RECYCLE_TIMEOUT,
+                partial(self._begin_drain, why="a reload"),
             )
         # The application stays: full collections need not look through it again
         # and again. Measured: an eighth of the CPU, and pauses of 10 ms.
         gc.collect()
         gc.freeze()
         self._serving = True
-        left = self._runner.run(self._serve(), context=self._lifespan.context)
-        self._end_with_main_thread(max(_LAST_MOMENT_S, self._deadline - self._loop.time()))
+        requests = StopRequests(self._runner, self._lifespan.context, self._on_asked_to_stop)
+        requests.run(self._serve)
+        left = requests.run(self._leave)
+        self._say_left()
+        status = requests.status
+        if status in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
+            status = 1  # those two would stop all of Gunicorn
+        self._end_with_main_thread(max(LAST_MOMENT_S, self._deadline - self._loop.time()), status)
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
         else:
             self._runner.close()
         if self._hurry.is_set():
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if status:
+            raise Leave(status)
 
-    def _end_with_main_thread(self, timeout: float, status: Any = 0) -> None:
-        self._ignore_term()
-        # The arbiter's part of the exit closes the file that notify() uses.
-        heartbeat_fd = os.dup(self.tmp.fileno())
-
-        def beat() -> None:
-            now = time.monotonic()
-            os.utime(heartbeat_fd, (now, now))
-
-        status = status if isinstance(status, int) else int(status is not None)
-        end_with_main_thread(status & 0xFF, timeout, beat, self.log)
-
-    async def _serve(self) -> list[str]:
-        """Serve until something begins a drain, and through it; return what will not end."""
+    async def _serve(self) -> None:
+        """Serve until something begins a drain; start serving unless that was done before."""
+        if self._served:
+            await self._stop.wait()
+            return
+        self._served = True
         self._beat()
         # self.timeout is half of the setting: early enough to be read before ABRT.
         Watchdog(self._loop, self.log, stuck_s=self.timeout, slow_s=self.SLOW_HANDLER).start()
@@ -364,12 +403,9 @@ class TornadoWorker(SignalHandlers):
             self.server.add_sockets([listener.sock for listener in self.sockets])
             self._set_state(State.SERVING)
         else:
-            self._begin_drain()  # a TERM came after the application was loaded
+            # A TERM came after the application was loaded.
+            self._begin_drain(why="TERM before it served")
         await self._stop.wait()
-        await self._finish_connections()
-        await self._finish_views()
-        await self._leave_application()
-        return await finish_loop(self._deadline)
 
     def _beat(self) -> None:
         """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
@@ -382,7 +418,7 @@ class TornadoWorker(SignalHandlers):
             self._row.beat(self.nr)
             self._recycler.check()
         if self.alive and self._has_lost_parent():
-            self._begin_drain()
+            self._begin_drain(why="the master is gone")
 
     def on_request(self) -> None:
         """Count a request; at `max_requests`, have the worker replaced. For the server."""
@@ -407,21 +443,19 @@ class TornadoWorker(SignalHandlers):
                     self.RECYCLE_TIMEOUT,
                 )
             await self._recycler.counted_out()
-        self._begin_drain()
-
-    def _set_state(self, state: int) -> None:
-        if self._row is not None:
-            self._row.state = state
+        self._begin_drain(why=f"max_requests, after {self.nr} of them")
 
     def _on_lifespan_failed(self, error: BaseException) -> None:
+        if self._asked and isinstance(error, asyncio.CancelledError):
+            return  # whoever cancels all tasks has cancelled ours too
         # What it yielded may not work any more: leave, and let the arbiter
         # start a worker in which it does.
         self.log.error("the application's context manager ended by itself", exc_info=error)
-        self._begin_drain()
+        self._begin_drain(why="the application's context manager ended")
 
     # -- stopping ------------------------------------------------------------------
 
-    def _on_term(self) -> None:
+    def _on_term(self, why: str = "TERM") -> None:
         if self._serving and self._handover is not None and self._handover.postpone():
             self.alive = True
             if self._recycling is not None:
@@ -429,103 +463,20 @@ class TornadoWorker(SignalHandlers):
                 self._recycling = None
                 self._recycler.abandon()
             return
-        super()._on_term()
-
-    def _begin_drain(self, timeout: float | None = None) -> None:
-        """Stop accepting, and leave once what is in flight is done: at once if nothing is.
-
-        `timeout` is for all of it, `graceful_timeout` unless given. Repeating is
-        safe, and changes nothing.
-        """
-        if self._stop.is_set():
-            return
-        self._stop.set()
-        self.alive = False
-        if timeout is None:
-            timeout = self.cfg.graceful_timeout
-        now = self._loop.time()
-        # Early: the arbiter counts the same seconds, and then kills.
-        self._connections_deadline = now + timeout - min(2.0, timeout / 5)
-        self._deadline = now + timeout - min(1.0, timeout / 10)
-        if self._recycling is not None and self._recycling is not asyncio.current_task():
-            self._recycling.cancel()
-        if self._row is None or self._row.state != State.RETIRING:
-            self._set_state(State.DRAINING)
-        draining.set()
-        self.server.begin_drain()
-        spread = min(self.WEBSOCKET_CLOSE_SPREAD, timeout / 2)
-        self.farewell.begin(self.server.detached_streams(), spread)
-
-    def _end_quickly(self) -> None:
-        """Cut what is in flight and leave, also when a drain has begun."""
-        if self._stop.is_set():
-            # The WebSockets whose turn has not come hear of it now, or never.
-            self.farewell.begin(self.server.detached_streams(), 0)
-        else:
-            self._begin_drain(0)
-        self._deadline = self._loop.time() + QUICK_EXIT_S
-        self._hurry.set()
-
-    async def _finish_connections(self) -> None:
-        """Wait for what is in flight; at the deadline, or in a hurry, refuse and cut it."""
-        drained = asyncio.create_task(self.server.drained())
-        timeout = max(0.0, self._connections_deadline - self._loop.time())
-        if await self._unless_in_a_hurry(drained, timeout):
-            return
-        refused, aborted = self.server.abort_all()
-        if refused or aborted:
-            self.log.warning(
-                "No more time for what is in flight: answered %d requests with 503, aborted %d"
-                " connections",
-                refused,
-                aborted,
-            )
-        # Until the last bytes are out.
-        await asyncio.wait((drained,), timeout=_LAST_MOMENT_S)
-
-    async def _finish_views(self) -> None:
-        """Wait for WSGI code that runs although its client is gone; name what does not end."""
-        while wsgi.running() and not self._hurry.is_set():
-            if self._loop.time() >= self._connections_deadline:
-                break
-            await asyncio.sleep(_POLL_S)
-        for method, target, age in wsgi.running():
-            self.log.warning(
-                "Leaving although a view still runs: %s %s (%.1f s)", method, target, age
-            )
-
-    async def _leave_application(self) -> None:
-        """Leave the application's context managers; what fails there costs nothing else."""
-        leaving = asyncio.create_task(self._lifespan.stop())
-        timeout = max(_LAST_MOMENT_S, self._deadline - self._loop.time())
-        await asyncio.wait((leaving,), timeout=timeout)
-        if not leaving.done():
-            self.log.error("the application's context manager did not exit in time")
-            return
-        try:
-            leaving.result()
-        except (Exception, asyncio.CancelledError) as error:
-            # CancelledError: from an exit that awaits a task which it has cancelled.
-            self.log.error("the application's context manager failed on exit", exc_info=error)
-
-    async def _unless_in_a_hurry(self, task: asyncio.Task[Any], timeout: float) -> bool:
-        """Wait for `task`; tell whether it ended before `timeout` and before a quick end."""
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait((task, hurry), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        return task.done()
+        super()._on_term(why)
 
     def _on_wakeup(self) -> None:
         # Signals write here too: that wakes a loop that was about to sleep.
         if _RELOAD in os.read(self.PIPE[0], 4096) and self._serving:
             # Who edits does not wait for a poll of some open page.
-            self._begin_drain(QUICK_EXIT_S)
+            self._begin_drain(QUICK_EXIT_S, why="a file has changed")
 
 
 class _Server(HTTPServer):
     """Tells the worker of every request, and of WebSockets opened while it leaves."""
 
     worker: TornadoWorker
+    limit_name = "worker_connections"
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection

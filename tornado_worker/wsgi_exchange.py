@@ -20,6 +20,7 @@ from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log
 
+from tornado_worker.forked import end_child, is_child
 from tornado_worker.log_guard import guarded
 from tornado_worker.wsgi_input import MEMORY_MAX, ClientDisconnected, RequestBody
 from tornado_worker.wsgi_response import File, Head, Response
@@ -202,6 +203,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             app_iter = self.container.wsgi_application(environ, self.start_response)
             self.send_iterable(app_iter)
         except BaseException as e:
+            if is_child():
+                end_child()
             # SystemExit and KeyboardInterrupt too: the application cannot end
             # the process, which serves others as well.
             # The answer first: a log may be slow, or fail.

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from tornado.log import app_log
 
+from tornado_worker import forked
 from tornado_worker.log_guard import guarded
 
 __all__ = ["Mailbox", "Threads"]
@@ -152,6 +153,7 @@ class _Crew:
         self.running[task] = time.monotonic()
         if self.waiting and not self.waking:
             self.wake()
+        forks = forked.generation()
         try:
             task()
         except BaseException:
@@ -161,6 +163,9 @@ class _Crew:
             guarded(app_log.error, "Uncaught exception in %s", name, exc_info=True)
         finally:
             del self.running[task]
+        if forked.generation() != forks:
+            # A view forked, and this is the child: the tasks are the parent's.
+            forked.end_child()
 
     def close(self) -> None:
         self.closed = True
