@@ -61,6 +61,14 @@ def test_gevent_in_the_configuration_is_refused(gunicorn):
     server.wait_log(r"^Error: gevent's monkey patching .* \(at \S*gunicorn\.conf\.py:\d+\)")
 
 
+def test_gevent_is_found_by_check_config(gunicorn):
+    pytest.importorskip("gevent")
+    config = "from tornado_worker import TornadoWorker"
+    server = gunicorn(PATCH + TORNADO, config=config, args=["--check-config"], wait=False)
+    assert server.wait_exit() == 1
+    assert server.wait_log(SENTENCE)[1] == f"{server.directory}/app.py"
+
+
 def test_gevent_in_a_factory_is_refused(gunicorn):
     pytest.importorskip("gevent")
     source = (

@@ -75,7 +75,7 @@ class TornadoWorker(ApplicationLoader):
     _generation: ClassVar[Generation | None] = None
     # Of the arbiter too: whether this very class has been checked, and the last that was.
     _checked: ClassVar[bool]
-    _latest: ClassVar[type[TornadoWorker]]
+    _latest: ClassVar[type[TornadoWorker] | None] = None
 
     server: HTTPServer
 
@@ -99,10 +99,11 @@ class TornadoWorker(ApplicationLoader):
             return
         log = logging.getLogger("gunicorn.error")
         for name, error in find_errors(cls).items():
-            if TornadoWorker._generation is None:
+            latest = TornadoWorker._latest
+            if latest is None:
                 raise RuntimeError(error)
             if name in ATTRIBUTES:
-                setattr(cls, name, getattr(TornadoWorker._latest, name))
+                setattr(cls, name, getattr(latest, name))
                 error += f"; the reload keeps {getattr(cls, name)!r}"
             log.error("%s", error)
         for stranger in find_strangers(cls):
