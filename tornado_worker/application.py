@@ -28,7 +28,7 @@ from tornado.routing import Router, RuleRouter
 from tornado_worker.loading_watch import LoadingWatch
 from tornado_worker.patched import check_patches
 from tornado_worker.preload import ADVICE
-from tornado_worker.proxies import through, unwrap
+from tornado_worker.proxies import PLAIN, through, unwrap
 
 __all__ = [
     "ApplicationError",
@@ -347,7 +347,7 @@ def _is_factory(name: str, obj: Any) -> bool:
     try:
         # A decorator's function says by `__wrapped__` what it passes on; an object
         # that has come so far takes what it says itself.
-        follow = isinstance(obj, types.FunctionType | types.MethodType)
+        follow = issubclass(type(obj), PLAIN)
         signature = inspect.signature(obj, follow_wrapped=follow)
     except (TypeError, ValueError):
         return is_native or is_async

@@ -12,12 +12,12 @@ import inspect
 import types
 from typing import Any
 
-__all__ = ["through", "unwrap"]
+__all__ = ["PLAIN", "through", "unwrap"]
 
 # More proxies around each other than this are one that forwards to itself.
 _MAX_DEPTH = 50
-# `__wrapped__` of these is what functools.wraps() decorated: not what is called.
-_PLAIN = (
+#: `__wrapped__` of these is what functools.wraps() decorated: not what is called.
+PLAIN = (
     types.FunctionType,
     types.BuiltinFunctionType,
     types.MethodType,
@@ -34,7 +34,7 @@ def unwrap(obj: Any) -> Any:
     for _ in range(_MAX_DEPTH):
         # Not isinstance(): proxies lie about their class.
         kind = type(obj)
-        if issubclass(kind, _PLAIN):
+        if issubclass(kind, PLAIN):
             break
         if hasattr(kind, "_get_current_object"):
             obj = obj._get_current_object()
