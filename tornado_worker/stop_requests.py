@@ -37,7 +37,8 @@ class StopRequests:
     """Runs coroutines on the loop of `runner` to their ends, whoever stops it meanwhile.
 
     They run in `context`. `on_asked(who)` is called on each wish, on the loop's thread or
-    by whoever calls `loop.stop()`. `status` is what sys.exit() was called with, as a process exits with it.
+    by whoever calls `loop.stop()`. `status` is what
+    sys.exit() was called with, as a process exits with it.
     """
 
     def __init__(

@@ -8,56 +8,44 @@ leaves to other modules what an application is and what a setting means.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import gc
-import io
 import logging
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from gunicorn import util
 from gunicorn.arbiter import Arbiter
 from tornado import httputil
 
 # `supported` first: the others import what an unsupported version may not have.
 from tornado_worker import forked, supported, wsgi  # noqa: F401
 from tornado_worker.access import make_observer
-from tornado_worker.application import (
-    ApplicationError,
-    Lifespan,
-    RequestCallback,
-    install_loader,
-    name_of,
-    preimport,
-)
-from tornado_worker.cancellation import answer_cancellation
+from tornado_worker.application import RequestCallback, install_loader
 from tornado_worker.drain import draining
-from tornado_worker.error_log import ErrorLogHandler
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.forked import Forks
 from tornado_worker.handover import Handover, status_after_failure, tell_of_stops
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.known_settings import check_settings
 from tornado_worker.leaving import LAST_MOMENT_S, LeavingWorker
+from tornado_worker.loading import ApplicationLoader
 from tornado_worker.log_failures import count_log_failures
+from tornado_worker.options import ATTRIBUTES, find_errors, find_strangers
+from tornado_worker.patched import check_patches
 from tornado_worker.preload import check_preloaded
 from tornado_worker.reaping import tell_boot_failures_from_exits
 from tornado_worker.recycling import Generation, Recycler
-from tornado_worker.reload import explain_autoreload, replace_autoreload
+from tornado_worker.reload import replace_autoreload
 from tornado_worker.server import HTTPServer
-from tornado_worker.settings import check_server_options, loop_factory, server_arguments
-from tornado_worker.shortcuts import take_shortcuts
+from tornado_worker.settings import loop_factory, server_arguments
 from tornado_worker.siblings import Row, Share, Sibling, Siblings, State
 from tornado_worker.signals import QUICK_EXIT_S
 from tornado_worker.stop_requests import Leave, StopRequests
 from tornado_worker.stream import TransportStream
 from tornado_worker.watchdog import Watchdog
-from tornado_worker.websockets import Farewell, limit_messages, ping_by_default
 from tornado_worker.wsgi_threads import Mailbox
 
 __all__ = ["TornadoWorker"]
@@ -73,7 +61,7 @@ _NOT_FOR_CHILDREN = {
 }
 
 
-class TornadoWorker(LeavingWorker):
+class TornadoWorker(ApplicationLoader, LeavingWorker):
     """Serves Tornado and WSGI applications on one asyncio loop.
 
     Subclass it in the configuration file to set what Gunicorn has no setting for.
@@ -96,6 +84,9 @@ class TornadoWorker(LeavingWorker):
     # Of the arbiter: shared with all workers, and the latest configuration's.
     _siblings: ClassVar[Siblings | None] = None
     _generation: ClassVar[Generation | None] = None
+    # Of the arbiter too: whether this very class has been checked, and the last that was.
+    _checked: ClassVar[bool]
+    _latest: ClassVar[type[TornadoWorker] | None] = None
 
     _handover: Handover | None = None
 
@@ -104,17 +95,41 @@ class TornadoWorker(LeavingWorker):
     @classmethod
     def setup(cls) -> None:
         """Prepare the arbiter for this class; Gunicorn calls it before it loads anything."""
-        check_server_options(cls.SERVER_OPTIONS)
+        cls._check_options()
         tell_boot_failures_from_exits(TornadoWorker)
         install_loader(TornadoWorker)
         replace_autoreload()
         count_log_failures()
 
     @classmethod
+    def _check_options(cls) -> None:
+        """Raise RuntimeError for what is wrong with this class; at a reload, mend it and say so.
+
+        A reload must not end what serves, as an exception in the arbiter would.
+        """
+        # By class, and once: Gunicorn asks for it again and again.
+        if "_checked" in vars(cls):
+            return
+        log = logging.getLogger("gunicorn.error")
+        for name, error in find_errors(cls).items():
+            latest = TornadoWorker._latest
+            if latest is None:
+                raise RuntimeError(error)
+            if name in ATTRIBUTES:
+                setattr(cls, name, getattr(latest, name))
+                error += f"; the reload keeps {getattr(cls, name)!r}"
+            log.error("%s", error)
+        for stranger in find_strangers(cls):
+            log.warning("%s", stranger)
+        cls._checked = True
+        TornadoWorker._latest = cls
+
+    @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Stop Gunicorn with a sentence, by RuntimeError, for what no worker could do."""
         for warning in check_settings(cfg):
             log.warning("%s", warning)
+        check_patches()
         if cfg.preload_app:
             check_preloaded(log)
 
@@ -187,6 +202,8 @@ class TornadoWorker(LeavingWorker):
     def _init_process(self) -> None:
         try:
             check_settings(self.cfg)
+            for error in find_errors(self).values():
+                raise RuntimeError(error)  # of an attribute that a hook has set
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
         except RuntimeError as error:
             # check_config has seen to it, unless a reload changed the setting.
@@ -232,122 +249,10 @@ class TornadoWorker(LeavingWorker):
     def _status_after(self, status: Any) -> Any:
         return status if self.booted else status_after_failure(self, self._row, status)
 
-    def load_wsgi(self) -> None:
-        """Load the application and make the server, all of it on the loop that will serve.
-
-        What fails here stops Gunicorn: a worker that has not booted is not replaced.
-        """
-        self._loop.add_reader(self.PIPE[0], self._on_wakeup)
-        error_log = ErrorLogHandler(
-            getattr(self.log, "error_log", None) or logging.getLogger("gunicorn.error")
-        )
-        error_log.attach()
-        take_shortcuts()
-        answer_cancellation()
-        if hasattr(self.cfg, "websocket_max_message_size"):  # new in Gunicorn 26.3
-            limit_messages(self.cfg.websocket_max_message_size)
-        ping_by_default(self.WEBSOCKET_PING_INTERVAL)
-        self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
-        wsgi.use_settings(self.cfg, self.log, **self._wsgi_options())
-        try:
-            self._load()
-        except ApplicationError as error:
-            self._refuse(error, Arbiter.APP_LOAD_ERROR)
-        except asyncio.CancelledError:
-            if self.alive:
-                raise RuntimeError("the application cancelled its own loading") from None
-            self.log.info("Left before the application was loaded: %s", self._why)
-            sys.exit(0)
-        except SystemExit as error:
-            if forked.is_child():
-                raise
-            if self.alive and error.code not in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
-                # With any other status the arbiter would start workers for ever.
-                raise RuntimeError(
-                    f"the application called sys.exit({error.code!r}) while it was loaded"
-                ) from error
-            raise
-        if forked.is_child():
-            forked.end_child()
-        error_log.yield_to_user()
-        explain_autoreload(self.cfg, self.log)
-
-    def _load(self) -> None:
-        load: Callable[[], Any] = self.app.wsgi
-        try:
-            preimport(self.app)
-        except SyntaxError as error:
-            if not self.cfg.reload:
-                raise
-            load = partial(self._failure_page, error)
-        # Code at module level that used asyncio.run() has left no current loop.
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._run(self._start(load))
-        except SyntaxError as error:
-            if not self.cfg.reload:
-                raise
-            self._run(self._start(partial(self._failure_page, error)))
-
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        # Not in the runner's own context, which knows nothing of what modules have set.
-        self._runner.run(coroutine, context=contextvars.copy_context())
-
-    async def _start(self, load: Callable[[], Any]) -> None:
-        self._loading = asyncio.current_task()
-        if not self.alive:
-            raise asyncio.CancelledError  # a TERM came meanwhile
-        self._watch_parent()
-        self._lifespan = Lifespan(name_of(self.app), self._wrap_wsgi)
-
-        def load_object() -> Any:
-            self.wsgi = load()
-            return self.wsgi
-
-        app = await self._lifespan.start(load_object, self._on_lifespan_failed)
-        self._loading = None
+    def _make_server(self, app: RequestCallback) -> None:
         self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
         self.server.worker = self
         self.server.observer = make_observer(self)
-
-    def _watch_parent(self) -> None:
-        """Leave if the arbiter dies while the application is loaded; then `_beat` sees to it."""
-        if self._loading is None:
-            return
-        if self._has_lost_parent():
-            self.alive = False
-            self._on_term("the master is gone")
-        else:
-            self._loop.call_later(1.0, self._watch_parent)
-
-    def _has_lost_parent(self) -> bool:
-        lost: bool = self.ppid != os.getppid()
-        if lost:
-            self.log.info("Parent changed, shutting down: %s", self)
-        return lost
-
-    def _wrap_wsgi(self, app: Any) -> RequestCallback:
-        return wsgi.WSGIContainer.from_config(app, self.cfg, self.log, **self._wsgi_options())
-
-    def _wsgi_options(self) -> dict[str, Any]:
-        return {
-            "max_body_size": self.SERVER_OPTIONS.get("max_body_size"),
-            "max_spool_size": self.SERVER_OPTIONS.get("max_spool_size"),
-            "slow_s": self.SLOW_HANDLER,
-        }
-
-    def _failure_page(self, error: SyntaxError) -> Any:
-        """Return Gunicorn's page for a module that cannot be compiled, until it changes."""
-        self.log.exception(error, exc_info=error)
-        if self.reloader is not None and error.filename is not None:
-            self.reloader.add_extra_file(error.filename)
-        with io.StringIO() as text:
-            traceback.print_exception(error, file=text)
-            return util.make_fail_app(text.getvalue())
-
-    def _refuse(self, error: Exception, status: int) -> None:
-        self.log.error("%s", error)
-        sys.exit(status)
 
     # -- serving -------------------------------------------------------------------
 
