@@ -23,6 +23,7 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
+from tornado_worker.counted_line import CountedLine
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.isolation import IsolatedLoop
@@ -172,6 +173,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self.turns = Turns()
         self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._tls_errors = CountedLine(gen_log.warning)
         self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
         self._acceptor = Acceptor(self._on_accepted, self._has_room)
@@ -250,7 +252,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # Broad: whatever it is, the place must be free again.
             if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
                 if isinstance(e, ssl.SSLError):
-                    gen_log.warning("SSL Error on %s %s: %s", fd, addresses[0], e)
+                    # Any client can have as many of these as it likes.
+                    self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, addresses[0], str(e))
                 elif isinstance(e, OSError):
                     gen_log.info("connection from %s failed: %s", addresses[0], e)
                 sock.close()
