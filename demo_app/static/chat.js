@@ -22,6 +22,7 @@ let messages = []; // what is shown, in order
 let listener = null;
 let opening = null; // aborts the opening of a room that is left meanwhile
 let unseen = 0;
+let atEnd = true; // is the log's end in view
 let typedAt = -Infinity;
 const drafts = new Map(); // room -> what is typed there and not sent
 const outbox = new Outbox();
@@ -115,6 +116,7 @@ function isDown() {
 
 function scrollDown() {
   $("log").scrollTop = $("log").scrollHeight;
+  atEnd = true;
   unseen = 0;
   showUnseen();
 }
@@ -125,7 +127,8 @@ function showUnseen() {
   document.title = `${unseen ? `(${unseen}) ` : ""}#${room} · Tornado chat`;
 }
 
-const EMOJI_ONLY = /^(?:\p{Extended_Pictographic}[\u{1F3FB}-\u{1F3FF}\uFE0F]?(?:\u200D\p{Extended_Pictographic}\uFE0F?)*\s*){1,3}$/u;
+// What is drawn as a picture of its own colours; "©" or "✔" alone is a letter like others.
+const EMOJI_ONLY = /^(?:\p{RGI_Emoji}\s*){1,3}$/v;
 
 function messageItem(message, previous) {
   const follows =
@@ -409,14 +412,26 @@ function showStateNow({ state, way, pid, message }) {
 
 function fitText() {
   const text = $("text");
-  text.style.height = "auto";
-  text.style.height = `${Math.min(text.scrollHeight, 180)}px`;
   const length = [...text.value.trim()].length;
   const near = length > MAX_TEXT * 0.9;
   $("counter").textContent = near ? `${length.toLocaleString()} of ${MAX_TEXT.toLocaleString()}` : "";
   $("counter").classList.toggle("over", length > MAX_TEXT);
   $("send").disabled = length === 0 || length > MAX_TEXT;
+  // As if it were on one line, to see whether it is. The log grows for that moment.
+  const top = $("log").scrollTop;
+  $("compose").classList.remove("tall");
+  text.style.height = "auto";
+  $("compose").classList.toggle("tall", text.scrollHeight > text.clientHeight + 1);
+  text.style.height = `${text.scrollHeight}px`; // the style sheet has a limit
+  $("log").scrollTop = atEnd ? $("log").scrollHeight : top;
 }
+
+addEventListener("resize", fitText);
+
+// The log is made lower by a long draft, a small window, a keyboard on the screen, a zoom.
+new ResizeObserver(() => {
+  if (atEnd) $("log").scrollTop = $("log").scrollHeight;
+}).observe($("log"));
 
 function send() {
   const text = $("text").value.trim();
@@ -560,6 +575,7 @@ $("newer").addEventListener("click", () => {
   $("log").focus(); // the button is gone
 });
 $("log").addEventListener("scroll", () => {
+  atEnd = isDown();
   if (unseen && isDown()) {
     unseen = 0;
     showUnseen();
