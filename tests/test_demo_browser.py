@@ -6,9 +6,11 @@ are restarted and killed. Sees the page and the process table, nothing inside.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from demo_process import (
     run_redis,
     start_chat,
 )
-from gunicorn_process import GunicornProcess
+from gunicorn_process import GunicornProcess, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -971,3 +973,112 @@ def test_browser_that_asks_for_a_page_gets_one(
     assert page.inner_text("h1") in ("400", "404")
     page.click("text=Back to the chat")
     page.wait_for_selector("body[data-state=live]")
+
+
+# -- coming back -----------------------------------------------------------------
+
+# When each message was shown (seconds of the epoch).
+WATCH_SHOWN = """() => {
+  window.shown = {};
+  const look = () => {
+    for (const bubble of document.querySelectorAll("#messages .bubble")) {
+      window.shown[bubble.textContent] ??= Date.now() / 1000;
+    }
+  };
+  new MutationObserver(look).observe(document.getElementById("messages"), { childList: true });
+}"""
+
+# When the page tried to listen (seconds since it was opened). Chance is at its worst.
+RECORD_ATTEMPTS = """
+  Math.random = () => 0.999;
+  window.attempts = [];
+  const [realFetch, RealSocket] = [window.fetch, window.WebSocket];
+  window.fetch = (address, ...rest) => {
+    if (address.includes("/poll?")) attempts.push(performance.now() / 1000);
+    return realFetch(address, ...rest);
+  };
+  window.WebSocket = class extends RealSocket {
+    constructor(address) {
+      attempts.push(performance.now() / 1000);
+      super(address);
+    }
+  };
+"""
+
+
+@pytest.mark.parametrize("restart", ["HUP", "TERM"])
+def test_every_way_to_listen_comes_back_soon(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    restart: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=3)
+    port = server.port
+    with run_nginx(tmp_path / "nginx", port) as nginx:
+        pages = {
+            (front, way): window(f"{url}/rooms/lobby?via={way}")
+            for front, url in (("direct", server.url), ("nginx", nginx))
+            for way in WAYS
+        }
+        for page in pages.values():
+            page.evaluate(WATCH_SHOWN)
+        if restart == "HUP":
+            old = set(server.worker_pids())
+            server.signal(signal.SIGHUP)
+            wait_until(
+                lambda: len(server.worker_pids()) == 3 and not old & set(server.worker_pids())
+            )
+            assert server.request("/health").status == 200
+        else:
+            server.signal(signal.SIGTERM)
+            server.wait_exit()
+            for page in pages.values():
+                page.wait_for_selector("body[data-state=reconnecting]")
+            start_chat(
+                gunicorn,
+                tmp_path / "data",
+                workers=3,
+                bind=f"127.0.0.1:{port}",
+                directory=tmp_path / "2",
+            )
+        since = time.time()
+        say(next(iter(pages.values())), "after the restart")
+        late = {}
+        for name, page in pages.items():
+            wait_said(page, "after the restart")
+            late[name] = page.evaluate("window.shown['after the restart']") - since
+            assert page.get_attribute("body", "data-way") == name[1]
+        # It is less than two seconds; but other things may go on on this machine.
+        assert max(late.values()) < 6, late
+
+
+@pytest.mark.parametrize("way", ["poll", "websocket"])
+def test_page_tries_again_soon_however_long_the_server_was_away(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    port = server.port
+    page = window(f"{server.url}/rooms/lobby?via={way}", before=RECORD_ATTEMPTS)
+    began, before = page.evaluate("[performance.now() / 1000, attempts.length]")
+    server.close()
+    page.wait_for_selector("body[data-state=reconnecting]")
+    say(page, "written while it was away")
+
+    def attempts() -> list[float]:
+        made: list[float] = page.evaluate("attempts")
+        return made[before:]
+
+    while not (made := attempts()) or made[-1] < began + 8:
+        page.wait_for_event("requestfailed")
+    for one, following in itertools.pairwise(made):
+        # A quarter of the time that it has been away, and the time that a failure takes.
+        assert following - one < max((one - began) / 4, 0.25) + 1, made
+    start_chat(
+        gunicorn, tmp_path / "data", workers=1, bind=f"127.0.0.1:{port}", directory=tmp_path / "2"
+    )
+    page.wait_for_selector("body[data-state=live]")
+    wait_said(page, "written while it was away")

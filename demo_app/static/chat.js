@@ -4,7 +4,7 @@
 
 import { Listener } from "./listen.js";
 import { Outbox } from "./outbox.js";
-import { identity, request } from "./request.js";
+import { identity, request, retryDelayMs } from "./request.js";
 
 const $ = (id) => document.getElementById(id);
 const WAY_NAMES = { websocket: "WebSocket", sse: "server-sent events", poll: "long polling" };
@@ -256,7 +256,7 @@ async function openRoom(name) {
   showAll();
   showState({ state: "connecting" });
 
-  for (let delay = 500; ; delay = Math.min(delay * 2, 8000)) {
+  for (const began = performance.now(); ; ) {
     const result = await request(`/api/rooms/${encodeURIComponent(name)}/history`, { signal: abort.signal });
     if (abort.signal.aborted) return;
     if (result.ok) {
@@ -265,7 +265,7 @@ async function openRoom(name) {
     }
     showState({ state: "offline", message: result.message });
     if (!result.mayRetry) return;
-    await sleep(result.retryAfterMs || delay);
+    await sleep(result.retryAfterMs || retryDelayMs(performance.now() - began));
     if (abort.signal.aborted) return;
   }
 }
@@ -396,6 +396,7 @@ function showStateNow({ state, way, pid, message }) {
     live: `Live by ${WAY_NAMES[way]}`,
     offline: `Offline: ${message}`,
   };
+  if (state === "live" && document.body.dataset.state !== "live") outbox.hurry();
   $("way-box").dataset.state = state;
   if ($("status").textContent !== words[state]) $("status").textContent = words[state];
   document.body.dataset.way = way ?? "";
@@ -602,14 +603,14 @@ async function start() {
   if ([...$("way").options].some(({ value }) => value === choice)) $("way").value = choice;
   openSide(false);
   fitText();
-  for (let delay = 500; ; delay = Math.min(delay * 2, 8000)) {
+  for (const began = performance.now(); ; ) {
     const result = await request("/api/me");
     if (result.ok) {
       showMe(result.body);
       break;
     }
     showState({ state: "offline", message: result.message });
-    await sleep(delay);
+    await sleep(result.retryAfterMs || retryDelayMs(performance.now() - began));
   }
   openRoom(room);
   refreshRooms();
