@@ -4,16 +4,18 @@ import asyncio
 import re
 
 import pytest
+from tornado.ioloop import IOLoop
 
 from gunicorn_process import wait_until
 from tornado_worker.counted_line import CountedLine
+from tornado_worker.isolation import IsolatedLoop
 
 
 @pytest.mark.gen_test
 async def test_first_is_told_at_once_and_the_rest_in_one_line(io_loop):
     lines = asyncio.Queue()
     line = CountedLine(lambda message, *args: lines.put_nowait(message % args), interval_s=0.2)
-    loop = asyncio.get_running_loop()
+    loop = IsolatedLoop(IOLoop.current())
     for number in range(1000):
         line.tell(loop, "bad client %d", number)
     assert lines.qsize() == 1
@@ -25,7 +27,7 @@ async def test_first_is_told_at_once_and_the_rest_in_one_line(io_loop):
 async def test_one_alone_is_told_as_it_is(io_loop):
     lines = []
     line = CountedLine(lambda message, *args: lines.append(message % args), interval_s=0.01)
-    loop = asyncio.get_running_loop()
+    loop = IsolatedLoop(IOLoop.current())
     line.tell(loop, "bad client %d", 1)
     while line._timer is not None:
         await asyncio.sleep(0.01)

@@ -6,9 +6,10 @@ Knows a loop's clock and a logger's method, and nothing of what happened.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable
 from typing import Any
+
+from tornado_worker.isolation import IsolatedLoop
 
 __all__ = ["CountedLine"]
 
@@ -28,7 +29,7 @@ class CountedLine:
         self._count = 0
         self._last: tuple[str, tuple[Any, ...]] = ("", ())
 
-    def tell(self, loop: asyncio.AbstractEventLoop, message: str, *args: Any) -> None:
+    def tell(self, loop: IsolatedLoop, message: str, *args: Any) -> None:
         """Log `message % args`, now or, if there has just been one, with others."""
         if self._timer is not None:
             self._count += 1
@@ -37,13 +38,10 @@ class CountedLine:
         self._log(message, *args)
         self._wait(loop)
 
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        # In a context of its own: this one may be some request's.
-        self._timer = loop.call_later(
-            self._interval_s, self._summarise, loop, context=contextvars.Context()
-        )
+    def _wait(self, loop: IsolatedLoop) -> None:
+        self._timer = loop.call_later(self._interval_s, self._summarise, loop)
 
-    def _summarise(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _summarise(self, loop: IsolatedLoop) -> None:
         self._timer = None
         if not self._count:
             return
