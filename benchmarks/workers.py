@@ -44,8 +44,8 @@ OUR_CLASS = "tornado_worker.TornadoWorker"
 OUR_ENVIRON = {"BENCHMARK_CONTAINER": "tornado_worker"}
 
 # The extra is named by what it changes, so that a missing half shows.
-FAST = ("--http-parser", "fast", "--asgi-loop", "uvloop")
-PLAIN = ("--http-parser", "python", "--asgi-loop", "asyncio")
+FAST = ("--asgi-loop", "uvloop")
+PLAIN = ("--asgi-loop", "asyncio")
 
 BASELINE = "tornado"
 OURS = "tornado_worker"
@@ -59,7 +59,7 @@ WORKERS: dict[str, Worker] = {
             OURS,
             OUR_CLASS,
             "with the `fast` extra",
-            ("tornado_worker.worker", "gunicorn_h1c", "uvloop"),
+            ("tornado_worker.worker", "uvloop"),
             TORNADO_APPS,
             FAST,
             has_threads=True,
@@ -79,7 +79,7 @@ WORKERS: dict[str, Worker] = {
             "tornado_worker-log",
             OUR_CLASS,
             "with the access log written to a file",
-            ("tornado_worker.worker", "gunicorn_h1c", "uvloop"),
+            ("tornado_worker.worker", "uvloop"),
             TORNADO_APPS,
             (*FAST, "--access-logfile", "{directory}/access.log"),
             has_threads=True,

@@ -42,8 +42,8 @@ _SMALL_DATA = b"|".join(
 )
 _SMALL_CHUNKS = re.compile(rb"(?:[1-9A-Fa-f]\r\n(?:%b)\r\n)++" % _SMALL_DATA, re.DOTALL)
 _SMALL_PIECES = re.compile(rb"[1-9A-Fa-f]\r\n(%b)\r\n" % _SMALL_DATA, re.DOTALL)
-# The shortest and the longest of them, with framing; a run of fewer bytes is not worth it.
-_SMALL_MAX = 15 + 5
+# The shortest of them, with its framing; and a run that is worth it (bytes).
+_SMALL_MIN = 6
 _RUN_MIN = 64
 
 _SIZE, _DATA, _TRAILERS = range(3)
@@ -72,16 +72,18 @@ class ChunkReader:
         Return up to where it was read, and whether the body has ended there. Where neither
         is the end, CHUNKS_MAX chunks were read: call again for the rest. Raises MessageError.
         """
-        for _ in range(CHUNKS_MAX):
+        left = CHUNKS_MAX
+        while left > 0:
             if self._state == _SIZE:
                 if not self._line and len(data) - at > _RUN_MIN:
-                    # Bounded as this loop is, by the shortest there are.
-                    limit = at + CHUNKS_MAX * 6
-                    run = _SMALL_CHUNKS.match(data, at, limit)
+                    run = _SMALL_CHUNKS.match(data, at, at + left * _SMALL_MIN)
                     if run is not None:
-                        at = self._read_run(data, run, body)
-                        if at > limit - _SMALL_MAX:
-                            return at, False
+                        at = run.end()
+                        pieces = _SMALL_PIECES.findall(data, run.start(), at)
+                        left -= len(pieces)
+                        piece = b"".join(pieces)
+                        body.append(piece)
+                        self.size += len(piece)
                 at = self._read_size(data, at)
             if self._state == _DATA:
                 at = self._read_data(data, at, body)
@@ -93,15 +95,8 @@ class ChunkReader:
                     self._check_trailer(line[:-2])
             if at == len(data):
                 break
+            left -= 1
         return at, False
-
-    def _read_run(self, data: bytes, run: re.Match[bytes], body: list[bytes]) -> int:
-        """Read a run of small chunks; return where it ends."""
-        end = run.end()
-        pieces = b"".join(_SMALL_PIECES.findall(data, run.start(), end))
-        body.append(pieces)
-        self.size += len(pieces)
-        return end
 
     def _read_size(self, data: bytes, at: int) -> int:
         """Read the line of a chunk's size, or what is there of it; return where it ends."""

@@ -195,9 +195,16 @@ class Rules:
         elif size + 2 > self.field_max:
             raise MessageError(431, "request header field is too large")
 
-    def begins_field(self, line: bytes | bytearray) -> bool:
-        """Tell whether a line begins a field; else it goes on with the one before."""
-        return not (self._folding and line[:1] in (b" ", b"\t"))
+    def begins_field(self, data: bytearray, start: int, end: int) -> bool:
+        """Tell whether a line begins a field; else it goes on with the one before.
+
+        Raises MessageError where that is not permitted.
+        """
+        if data[start] not in b" \t":
+            return True
+        if not self._folding:
+            read_field(bytes(data[start:end]))  # says what is wrong
+        return False
 
     def check_count(self, count: int) -> None:
         """Check the number of fields so far. Raises MessageError."""

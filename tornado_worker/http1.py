@@ -52,6 +52,9 @@ _ERROR_RESPONSES = {
     )
 }
 
+# Pieces of a long body that a connection may read in one turn of the loop.
+_PIECES_MAX = 2
+
 # Of a message that is refused, for its line in the access log (bytes).
 _SEEN_MAX = 64 * 1024
 
@@ -65,7 +68,7 @@ class ServerConnection(Connection):
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
     """
 
-    __slots__ = ("_eof", "_reader", "_waits", "draining", "exchange")
+    __slots__ = ("_eof", "_pieces", "_reader", "_turn", "_waits", "draining", "exchange")
 
     def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
@@ -76,6 +79,9 @@ class ServerConnection(Connection):
         self._reader: MessageReader | None = None
         # Whether the application holds the body back.
         self._waits = False
+        # Whole pieces of a long body that came in one turn of the loop, and in which.
+        self._pieces = 0
+        self._turn = 0
         self._eof = False
 
     # asyncio.Protocol
@@ -145,9 +151,12 @@ class ServerConnection(Connection):
             self._held, self._at = data, end
         if self.exchange is not None:
             self.since = self.loop.time()  # a body that arrives is not stalled
-            if len(data) > PIECE_MAX and not reader.complete:
+            if len(data) >= PIECE_MAX and not reader.complete:
                 self.read_pieces(True)
-            self._deliver()
+                self._deliver()
+                self._count_piece()
+            else:
+                self._deliver()
         elif reader.head is not None:
             self._begin_exchange(reader)
 
@@ -273,12 +282,31 @@ class ServerConnection(Connection):
             self._held = None
             self._resume_reading()
 
+    def _count_piece(self) -> None:
+        """Read no more in this turn of the loop if the connection has had its share.
+
+        uvloop reads up to 32 times in a row from a socket that has more.
+        """
+        turn = self.server.turns.now()
+        if turn != self._turn:
+            self._turn = turn
+            self._pieces = 0
+        self._pieces += 1
+        if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
+            self._held = b""
+            self._pause_reading()
+            self.server.turns.wait(self)
+
     def on_turn(self) -> None:
-        """Go on with the body that is held."""
-        if self._held and self._reader is not None and not self._waits:
-            held, at = self._held, self._at
-            self._held, self._at = None, 0
+        """Go on with a body, of which something is held, or more is to be read."""
+        if self._held is None or self._reader is None or self._waits:
+            return
+        held, at = self._held, self._at
+        self._held, self._at = None, 0
+        if held:
             self._feed(held, at)
+        else:
+            self._resume_reading()
 
     def _wait_for(
         self,

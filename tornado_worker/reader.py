@@ -126,13 +126,13 @@ class MessageReader:
             is_first = self._line == self._start
             rules.check_line(end - self._line, is_first)
             rules.check_size(end - self._start)
-            if control is None or buffer[end:] == b"\r":
+            if control is None or (end + 1 == len(buffer) and control[0] == b"\r"):
                 self._scanned = end
                 return len(data)
             if buffer[end : end + 2] != b"\r\n":
                 refuse_control(bytes(buffer[self._line : end + 1]), is_first)
             if end > self._line:
-                if not is_first and rules.begins_field(buffer[self._line : self._line + 1]):
+                if not is_first and rules.begins_field(buffer, self._line, end):
                     self._field_count += 1
                     rules.check_count(self._field_count)
             elif end == 0:

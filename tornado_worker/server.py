@@ -314,14 +314,28 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._sweep_timer = loop.call_later(interval, self._sweep, loop)
 
     def _sweep(self, loop: IsolatedLoop) -> None:
-        """Close what has waited too long: one pass instead of a timer for each."""
+        """Look for what has waited too long: one pass instead of a timer for each."""
         self._sweep_timer = None
-        now = loop.time()
+        suspects = [
+            conn for found in self._overdue(self._connections, loop.time()) for conn in found
+        ]
+        if suspects:
+            # Not yet: a process that was stopped, or blocked, finds its timers due before it
+            # has read what came meanwhile. Two calls, because the first may come before the
+            # loop looks at its sockets.
+            loop.call_soon(loop.call_soon, self._end_overdue, loop, suspects)
+        if self._connections:
+            self._schedule_sweep(loop)
+
+    def _overdue(
+        self, connections: Iterable[ServerConnection], now: float
+    ) -> tuple[list[ServerConnection], list[ServerConnection], list[ServerConnection]]:
+        """Return those whose phase lasts too long, whose peer reads nothing, and who lost it."""
         timeouts = self.timeouts
         overdue = []
         stalled = []
         lost = []
-        for conn in self._connections:
+        for conn in connections:
             phase = conn.phase
             if phase == Phase.BODY:
                 if conn.body_overdue(now, self.stall_timeout):
@@ -336,6 +350,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 stalled.append(conn)
             elif phase == Phase.RESPONSE and conn.has_lost_peer():
                 lost.append(conn)
+        return overdue, stalled, lost
+
+    def _end_overdue(self, loop: IsolatedLoop, suspects: list[ServerConnection]) -> None:
+        overdue, stalled, lost = self._overdue(
+            self._connections.intersection(suspects), loop.time()
+        )
         for conn in overdue:
             conn.on_timeout()
         for conn in stalled:
@@ -343,8 +363,6 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             conn.abort()
         for conn in lost:
             conn.abort()
-        if self._connections:
-            self._schedule_sweep(loop)
 
     async def close_all_connections(self) -> None:
         """Close all open connections at once and wait until they are gone.

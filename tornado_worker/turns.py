@@ -7,15 +7,16 @@ next turn is bounded here. In between, the loop serves the others. Knows nothing
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 __all__ = ["Turns"]
 
-# Connections that go on in one turn: with as many chunks as one of them may have read
-# (chunks.CHUNKS_MAX), 8 ms.
-_AT_ONCE = 16
+# For those that wait, of each turn (seconds). A request on a new connection takes about eight
+# turns, from its being accepted to its response.
+_SHARE_S = 0.002
 
 
 class _Waiting(Protocol):
@@ -32,6 +33,12 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: deque[_Waiting] = deque()
         self._scheduled = False
+        self._number = 0
+
+    def now(self) -> int:
+        """Return a number that is another one in another turn."""
+        self._schedule()
+        return self._number
 
     def wait(self, connection: _Waiting) -> None:
         """Call `connection.on_turn()` in one of the next turns; each waits once at a time."""
@@ -39,15 +46,20 @@ class Turns:
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._waiting and not self._scheduled:
+        if not self._scheduled:
             self._scheduled = True
             self.schedule(self._go_on)
 
     def _go_on(self) -> None:
         self._scheduled = False
+        self._number += 1
         try:
+            ends = time.monotonic() + _SHARE_S
             # Who is not done then comes back at the end, for another turn.
-            for _ in range(min(_AT_ONCE, len(self._waiting))):
+            for _ in range(len(self._waiting)):
                 self._waiting.popleft().on_turn()
+                if time.monotonic() > ends:
+                    break
         finally:
-            self._schedule()
+            if self._waiting:
+                self._schedule()

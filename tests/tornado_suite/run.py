@@ -1,10 +1,10 @@
-"""Run Tornado's own installed tests on this package's server, in every combination.
+"""Run Tornado's own installed tests on this package's server, on each loop.
 
-    python tests/tornado_suite/run.py                 # {asyncio, uvloop} x {python, fast}
-    python tests/tornado_suite/run.py --event-loop uvloop --http-parser fast -- -k chunked
+    python tests/tornado_suite/run.py                 # asyncio, then uvloop
+    python tests/tornado_suite/run.py --event-loop uvloop -- -k chunked
     python tests/tornado_suite/run.py --server stock  # the same tests on Tornado's server
 
-One pytest process for each combination, because the server and the loop are
+One pytest process for each loop, because the server and the loop are
 chosen for a whole process. It runs every test module that builds an HTTPServer,
 found by its source, so a new release's modules are not forgotten. Exits with
 1 if anything failed.
@@ -33,28 +33,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--server", choices=["tornado_worker", "stock"], default="tornado_worker")
     parser.add_argument("--event-loop", choices=["asyncio", "uvloop"])
-    parser.add_argument("--http-parser", choices=["python", "fast"])
     parser.add_argument("pytest_args", nargs="*", metavar="-- pytest argument")
     args = parser.parse_args()
 
     loops = [args.event_loop] if args.event_loop else ["asyncio", "uvloop"]
-    parsers = [args.http_parser] if args.http_parser else ["python", "fast"]
-    if args.server == "stock":
-        parsers = parsers[:1]  # it has a parser of its own
 
     summaries = []
     failed = False
     for loop in loops:
-        for http_parser in parsers:
-            status, summary = run(args.server, loop, http_parser, args.pytest_args)
-            failed = failed or status != 0
-            summaries.append(f"{loop:8} {http_parser:8} {summary}")
+        status, summary = run(args.server, loop, args.pytest_args)
+        failed = failed or status != 0
+        summaries.append(f"{loop:8} {summary}")
     print(f"\ntornado {tornado.version} on {args.server}'s HTTPServer", *summaries, sep="\n")
     return 1 if failed else 0
 
 
-def run(server: str, loop: str, http_parser: str, pytest_args: list[str]) -> tuple[int, str]:
-    """Run all modules in one combination; return pytest's exit status and last line."""
+def run(server: str, loop: str, pytest_args: list[str]) -> tuple[int, str]:
+    """Run all modules on one loop; return pytest's exit status and last line."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(HERE.parent), environment.get("PYTHONPATH")])
@@ -68,10 +63,10 @@ def run(server: str, loop: str, http_parser: str, pytest_args: list[str]) -> tup
         *(sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini")),
         *("--rootdir", str(TORNADO.parent), "-p", "no:cacheprovider", "-p", "no:tornado"),
         *("-p", "tornado_suite.plugin", "--server", server),
-        *("--event-loop", loop, "--http-parser", http_parser),
+        *("--event-loop", loop),
         *("--quiet", *pytest_args, *map(str, modules())),
     ]
-    print(f"\n== {server}, {loop}, {http_parser} parser", flush=True)
+    print(f"\n== {server}, {loop}", flush=True)
     started = time.monotonic()
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True

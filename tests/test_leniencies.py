@@ -1,4 +1,4 @@
-"""Gunicorn's leniencies and limits: lenient.py, and which parser parser.py chooses."""
+"""Gunicorn's leniencies and limits mean what they mean to its WSGI workers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
-from tornado_worker.lenient import LENIENCIES, LenientProtocol
-from tornado_worker.parser import ParserOptions, ParserPool, load_fast_parser
-from tornado_worker.strict import PythonProtocol
 
 from gunicorn_process import GunicornProcess
+from tornado_worker.reader import MessageError, MessageReader, ReaderOptions, Rules
 
 REQUEST = b"GET /a HTTP/1.1\r\nHost: a\r\n"
 CASES = {
@@ -32,16 +30,19 @@ CASES = {
     "plain": b"POST /a?b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
     "empty line": b"\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
     "two empty lines": b"\r\n\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n",
-    "no fields": b"GET /a HTTP/1.1\r\n\r\n",
+    "no fields": b"GET /a HTTP/1.0\r\n\r\n",
     "bare LF": b"GET /a HTTP/1.1\r\nHost: a\nX: y\r\n\r\n",
     "two hosts": b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-    "two lengths": b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "two lengths": (
+        b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc"
+    ),
     "folded length": b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n 2\r\n\r\nabc",
     "spaced framing": (
-        b"POST /a HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     ),
     "both framings": (
-        b"POST /a HTTP/1.1\r\nTransfer-Encoding : chunked\r\nContent-Length: 3\r\n\r\nabc"
+        b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n"
+        b"Content-Length: 3\r\n\r\nabc"
     ),
     "long line": b"GET /" + b"a" * 300 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     "long field": b"GET /a HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 300 + b"\r\n\r\n",
@@ -66,6 +67,9 @@ ON = (
 )
 
 
+STATUS = {"LimitRequestLine": 414, "LimitRequestHeaders": 431, "UnsupportedTransferCoding": 501}
+
+
 def read_by_gunicorn(data: bytes, settings: dict[str, Any]) -> Any:
     cfg = Config()
     for name, value in {**LIMITS, **settings, "http_parser": "python"}.items():
@@ -73,34 +77,27 @@ def read_by_gunicorn(data: bytes, settings: dict[str, Any]) -> Any:
     try:
         request = Request(cfg, IterUnreader(iter([data])), ("127.0.0.1", 1))
     except Exception as e:
-        return type(e).__name__
+        return STATUS.get(type(e).__name__, 400)
     fields = [(name.lower(), value) for name, value in request.headers]
-    return request.method, request.uri, max(request.version, (1, 0)), fields, request.body.read()
+    # What is later than 1.1 is served as 1.1, what is earlier than 1.0 as 1.0.
+    version = min(max(request.version, (1, 0)), (1, 1))
+    return request.method, request.uri, version, fields, request.body.read()
 
 
 def read_by_us(data: bytes, settings: dict[str, Any], size: int) -> Any:
-    body: list[bytes] = []
-    parser = LenientProtocol(on_body=body.append, **LIMITS, **settings)
-    for _ in range(2):  # the second time after reset()
-        body.clear()
-        try:
-            for start in range(0, len(data), size):
-                parser.feed(data[start : start + size])
-        except Exception as e:
-            return type(e).__name__
-        if not parser.is_complete:
-            return "incomplete"
-        fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in parser.headers]
-        result = (
-            parser.method.decode(),
-            parser.path.decode(),
-            parser.http_version,
-            fields,
-            b"".join(body),
-        )
-        assert parser.remaining() == b""
-        parser.reset()
-    return result
+    reader = MessageReader(Rules(ReaderOptions(**{**LIMITS, **settings})))
+    try:
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            assert reader.feed(piece) == len(piece)
+    except MessageError as e:
+        return e.status
+    assert reader.complete
+    head = reader.head
+    assert head is not None
+    pairs = head.fields.items() if head.repeated is None else head.repeated
+    fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in pairs]
+    return head.method, head.target, head.version, fields, b"".join(reader.body)
 
 
 @pytest.mark.parametrize("settings", ON, ids=lambda on: "+".join(on) or "strict")
@@ -111,64 +108,30 @@ def test_reads_what_gunicorn_reads_and_refuses_what_it_refuses(
     data = CASES[case]
     expected = read_by_gunicorn(data, settings)
     for size in (len(data), 7, 1):
-        result = read_by_us(data, settings, size)
-        if isinstance(expected, str) and case == "bare LF":
-            assert isinstance(result, str)
-        else:
-            assert result == expected, size
+        assert read_by_us(data, settings, size) == expected, size
 
 
-def test_bytes_behind_a_message_remain() -> None:
-    parser = LenientProtocol(strip_header_spaces=True)
-    parser.feed(REQUEST + b"X : y\r\n\r\n" + REQUEST)
-    assert parser.is_complete and parser.remaining() == REQUEST
+def test_bytes_behind_a_message_are_left_alone() -> None:
+    data = REQUEST + b"X : y\r\n\r\n"
+    reader = MessageReader(Rules(ReaderOptions(strip_header_spaces=True)))
+    assert reader.feed(data + REQUEST) == len(data)
+    assert reader.complete
 
 
 def test_endless_line_is_refused_before_it_ends() -> None:
-    parser = LenientProtocol(limit_request_line=100)
-    with pytest.raises(Exception) as info:  # noqa: PT012
+    reader = MessageReader(Rules(ReaderOptions(limit_request_line=100)))
+    with pytest.raises(MessageError) as info:  # noqa: PT012
         for _ in range(20):
-            parser.feed(b"GET /aaaaa")
-    assert type(info.value).__name__ == "LimitRequestLine"
+            reader.feed(b"GET /aaaaa")
+    assert info.value.status == 414
 
 
-# -- which parser --------------------------------------------------------------
-
-needs_fast = pytest.mark.skipif(load_fast_parser() is None, reason="needs gunicorn_h1c")
-
-
-def name_of(**options: Any) -> str:
-    parser = ParserPool(ParserOptions(**{"limit_request_fields": 100, **options})).acquire()
-    return type(parser.protocol).__name__
-
-
-@needs_fast
-@pytest.mark.parametrize("name", LENIENCIES)
-def test_leniency_chooses_the_lenient_parser(name: str) -> None:
-    assert name_of() == "H1CProtocol"
-    assert name_of(**{name: True}) == "LenientProtocol"
-    assert name_of(http_parser="python", **{name: True}) == "LenientProtocol"
-
-
-@needs_fast
-def test_more_fields_than_the_c_parser_has_room_for_choose_the_python_parser() -> None:
-    assert name_of(limit_request_fields=256) == "H1CProtocol"
-    assert name_of(limit_request_fields=257) == PythonProtocol.__name__
-    assert name_of(limit_request_fields=0) == PythonProtocol.__name__
-
-
-@needs_fast
-def test_fast_parser_that_cannot_do_what_is_asked_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="permit_obsolete_folding and strip_header_spaces"):
-        name_of(http_parser="fast", strip_header_spaces=True, permit_obsolete_folding=True)
-    with pytest.raises(RuntimeError, match="at most 256 fields"):
-        name_of(http_parser="fast", limit_request_fields=0)
-    assert name_of(http_parser="fast", permit_unconventional_http_version=True) == "H1CProtocol"
-
-
-def test_unknown_parser_is_an_error() -> None:
-    with pytest.raises(ValueError, match="expected auto, fast or python; got 'c'"):
-        name_of(http_parser="c")
+def test_folded_lines_are_no_fields_of_their_own() -> None:
+    data = REQUEST + b"X: y\r\n" + b" z\r\n" * 30 + b"\r\n"
+    settings = {"permit_obsolete_folding": True}
+    for size in (len(data), 7, 1):
+        assert read_by_us(data, settings, size) == read_by_gunicorn(data, settings)
+        assert read_by_us(data, settings, size)[3][1] == ("x", "y" + " z" * 30)
 
 
 # -- through Gunicorn ----------------------------------------------------------
@@ -249,6 +212,6 @@ def test_limits_refuse_in_a_worker(gunicorn: Callable[..., GunicornProcess]) -> 
         REQUEST + b"X: 1\r\n 2\r\n\r\n",
         REQUEST + b"X : 1\r\n\r\n",
         b"get /a HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /a HTTP/1.2\r\nHost: a\r\n\r\n",
+        b"GET /a HTTP/2.0\r\nHost: a\r\n\r\n",
     ):
         assert send(server, data)[0] == 400
