@@ -1,4 +1,4 @@
-"""A connection's transport: reading paused and resumed, writing awaited, three ways to end.
+"""A connection's transport: reading paused and resumed, writing awaited, the ways to end.
 
 `Connection` is what a protocol on top of it (http1.py) builds on. Knows asyncio
 and how long things may take; knows nothing of the messages that go through it.
@@ -11,12 +11,13 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import StreamBufferFullError, StreamClosedError
 
-from tornado_worker.transport import abort, break_cycles, sending_state
+from tornado_worker.transport import abort, break_cycles, reset_when_closed, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
+    from tornado_worker.stream import StreamState
 
 __all__ = ["PIECE_MAX", "Connection", "Phase"]
 
@@ -28,6 +29,12 @@ _HELD_MAX = 64 * 1024
 
 # Bytes of one read while a long body arrives; see PieceReader.
 PIECE_MAX = 64 * 1024
+
+# What a connection may write in one turn of the loop before its writes ask who awaits
+# them to wait for the next: bytes, of which each write counts as some more. Fast
+# readers take whatever comes, so that nothing else would give others their turn.
+WRITE_SHARE = 256 * 1024
+WRITE_COST = 16 * 1024
 
 
 class Phase:
@@ -67,7 +74,9 @@ class Connection(asyncio.Protocol):
         "phase",
         "server",
         "since",
+        "stream_state",
         "transport",
+        "write_share",
     )
 
     def __init__(
@@ -87,8 +96,11 @@ class Connection(asyncio.Protocol):
         # How far the peer was in taking what is written, and since when.
         self._progress = 0
         self._progress_since = 0.0
+        self.write_share = WRITE_SHARE
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
+        #: What applications have set on `request.connection.stream`, if one asked for it.
+        self.stream_state: StreamState | None = None
 
     # asyncio.Protocol
 
@@ -109,6 +121,9 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._release_writers()
+
+    def _release_writers(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -116,6 +131,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
+        if self.stream_state is not None:
+            self.stream_state.on_connection_lost(exc)
         break_cycles(self.transport)
         self.transport = None
         self._held = b""
@@ -159,15 +176,33 @@ class Connection(asyncio.Protocol):
     # Writing
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        """Write; the future resolves when the transport wants more."""
+        """Write; the future resolves when the transport wants more, and others had their turn."""
+        if self.stream_state is not None:
+            self._check_write_limit(len(data))
         self.transport.write(data)
-        if not self._writing_paused:
-            return self.server.done
+        share = self.write_share
+        self.write_share = left = share - len(data) - WRITE_COST
+        if left > 0:
+            if not self._writing_paused:
+                return self.server.done
+        elif share > 0:
+            self.loop.call_soon(self._begin_turn)
         future: asyncio.Future[None] = self.loop.create_future()
         if self._drain_waiters is None:
             self._drain_waiters = []
         self._drain_waiters.append(future)
         return future
+
+    def _begin_turn(self) -> None:
+        self.write_share = WRITE_SHARE
+        if not self._writing_paused:
+            self._release_writers()
+
+    def _check_write_limit(self, size: int) -> None:
+        assert self.stream_state is not None
+        limit = self.stream_state.max_write_buffer_size
+        if limit is not None and self.transport.get_write_buffer_size() + size > limit:
+            raise StreamBufferFullError("Reached maximum write buffer size")
 
     def can_send_files(self) -> bool:
         """Tell whether the kernel can take a file's bytes: not with TLS in between."""
@@ -256,6 +291,11 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.phase = Phase.CLOSING
             abort(self.transport)
+
+    def reset_if_cut(self, wanted: bool) -> None:
+        """From now on the peer must see a reset if the connection ends, or no longer."""
+        if self.transport is not None:
+            reset_when_closed(self.transport, wanted)
 
     async def close(self) -> None:
         """Close at once and return when the connection is gone (Tornado's interface)."""

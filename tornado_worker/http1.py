@@ -516,6 +516,7 @@ class ServerConnection(Connection):
             on_closed=self.server.on_stream_closed,
         )
         stream.owner = owner
+        stream.adopt_state(self.stream_state)
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again
