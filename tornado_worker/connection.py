@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamBufferFullError, StreamClosedError
 
-from tornado_worker.transport import abort, break_cycles, reset_when_closed, sending_state
+from tornado_worker.transport import (
+    abort,
+    break_cycles,
+    reset_when_closed,
+    resets_when_closed,
+    sending_state,
+)
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
@@ -280,7 +286,10 @@ class Connection(asyncio.Protocol):
         if self.transport is not None and self.phase < Phase.CLOSING:
             self.phase = Phase.CLOSING
             self.since = self.loop.time()
-            self.transport.close()
+            if not self.transport.can_write_eof() and resets_when_closed(self.transport):
+                abort(self.transport)  # TLS would tell of an orderly end before the reset
+            else:
+                self.transport.close()
 
     def may_go(self, now: float, stall_timeout: float) -> bool:
         """Tell whether the peer has got all that was written, or takes nothing of the rest."""

@@ -15,7 +15,14 @@ import sys
 import termios
 from typing import Any
 
-__all__ = ["abort", "break_cycles", "hang_up", "reset_when_closed", "sending_state"]
+__all__ = [
+    "abort",
+    "break_cycles",
+    "hang_up",
+    "reset_when_closed",
+    "resets_when_closed",
+    "sending_state",
+]
 
 
 def break_cycles(transport: Any) -> None:
@@ -65,6 +72,20 @@ def reset_when_closed(transport: Any, wanted: bool) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if wanted else _NO_RESET)
 
 
+def resets_when_closed(transport: Any) -> bool:
+    """Tell whether `reset_when_closed` is in force."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return sock is not None and _resets(sock)
+    except OSError:
+        return False
+
+
+def _resets(sock: Any) -> bool:
+    option = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET))
+    return bool(option[:4] != _NO_RESET[:4] and option[4:] == _RESET[4:])
+
+
 def _disconnect(fd: int) -> None:
     """Reset a TCP connection, whoever else has its socket (Linux; elsewhere nothing does)."""
     if sys.platform == "linux":
@@ -87,7 +108,7 @@ def hang_up(transport: Any) -> None:
     with socket.socket(sock.family, sock.type, sock.proto, fd) as same:
         # A peer that has gone is no news.
         with contextlib.suppress(OSError):
-            if same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET)) == _RESET:
+            if _resets(same):
                 _disconnect(fd)
             else:
                 same.shutdown(socket.SHUT_WR)
