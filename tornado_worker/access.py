@@ -123,7 +123,7 @@ class AccessLog:
     ) -> None:
         if self._logs:
             assert isinstance(stream, ObservedStream)
-            stream.observe(exchange, data)
+            stream.observe(exchange)
         if not exchange.write_finished and self._post_request is not None:
             self._call_post_request(exchange, exchange.status or 200)
 

@@ -581,6 +581,7 @@ class ServerConnection(Connection):
         )
         stream.owner = owner
         stream.context = exchange.get_context()
+        stream.adopt_state(self.stream_state)
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

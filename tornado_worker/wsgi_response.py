@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 
-from tornado_worker.fields import http_date
+from tornado_worker.fields import SpelledHeaders, http_date
 from tornado_worker.wsgi_environ import FileWrapper
 from tornado_worker.wsgi_input import ClientDisconnected
 
@@ -172,13 +172,13 @@ class Response:
         """
         if self._head_queued or self.start_line.version == "HTTP/1.0":
             return
-        hints = HTTPHeaders()
+        hints = SpelledHeaders()
         for name, value in headers:
             name = name.decode("latin-1") if isinstance(name, bytes) else name
             value = value.decode("latin-1") if isinstance(value, bytes) else value
             _parse_field_name(name)
             _check_field_value(name, value)
-            hints.add(name, value.strip(" \t"))
+            hints.put(name, value.strip(" \t"))
         start_line = ResponseStartLine("HTTP/1.1", 103, "Early Hints")
         self.output.append(Head(start_line, hints, None))
         self._signal()
@@ -293,15 +293,11 @@ class Response:
         self.output.append(Head(self._status, headers, block))
 
     def _headers(self, fields: list[tuple[str, str]]) -> HTTPHeaders:
-        headers = HTTPHeaders()
+        headers = SpelledHeaders()
         headers["Server"] = self.container.server_name
         headers["Date"] = http_date()
         for name, value in fields:
-            if name in headers:
-                headers.add(name, value)
-            else:
-                # Not add: its regular expressions find nothing new, for 2 us.
-                headers[name] = value
+            headers.put(name, value)
         return headers
 
     def _end(self) -> None:
