@@ -514,6 +514,7 @@ class ServerConnection(Connection):
             writing_paused=self._writing_paused,
             max_buffer_size=self.server.max_buffer_size,
             on_closed=self.server.on_stream_closed,
+            rota=self.server.rota,
         )
         stream.owner = owner
         stream.adopt_state(self.stream_state)

@@ -29,6 +29,7 @@ from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.observer import ExchangeObserver
 from tornado_worker.parser import ParserOptions, ParserPool
 from tornado_worker.proxy_protocol import ProxiedConnection
+from tornado_worker.rota import Rota
 from tornado_worker.stream import TransportStream
 
 __all__ = ["HTTPServer"]
@@ -191,6 +192,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # What every write returns that need not wait; shared, for speed.
             self.done: asyncio.Future[None] = loop.create_future()
             self.done.set_result(None)
+            self.rota = Rota(loop.call_soon)
 
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
