@@ -25,7 +25,6 @@ from tornado.iostream import (
 from conftest import TLSFiles
 from server_thread import (
     DEADLINE_S,
-    EACH_PARSER,
     Client,
     Message,
     Messages,
@@ -33,8 +32,6 @@ from server_thread import (
     ServerThread,
     eventually,
 )
-
-pytestmark = EACH_PARSER
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -135,12 +132,12 @@ def waiting(serve: Serve) -> Waiting:
     return Waiting(serve)
 
 
-def test_tables_name_all_that_a_stream_has(combination: Any) -> None:
+def test_tables_name_all_that_a_stream_has() -> None:
     known = {*WORKING_METHODS, *READS, *REFUSED_METHODS, *TLS_METHODS, *ATTRIBUTES}
     assert stream_names() == known
 
 
-def test_tables_name_all_that_a_connection_has(combination: Any) -> None:
+def test_tables_name_all_that_a_connection_has() -> None:
     assert connection_names() == CONNECTION_METHODS | CONNECTION_ATTRIBUTES
 
 

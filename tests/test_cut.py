@@ -26,7 +26,6 @@ from demo_process import need_program
 from gunicorn_process import wait_until
 from server_thread import (
     DEADLINE_S,
-    EACH_PARSER,
     Client,
     Message,
     Messages,
@@ -95,7 +94,6 @@ CUTS: dict[str, Callable[[ServerThread, Message], Any]] = {
 
 
 @pytest.mark.parametrize("how", CUTS)
-@EACH_PARSER
 def test_cut_body_without_an_end_of_its_own_is_reset(
     serve: Serve, options: dict[str, Any], how: str
 ) -> None:
@@ -104,7 +102,6 @@ def test_cut_body_without_an_end_of_its_own_is_reset(
     assert ending(client) == (b"", "reset")
 
 
-@EACH_PARSER
 def test_delegate_that_fails_within_its_body_resets(serve: Serve, options: dict[str, Any]) -> None:
     def fail(message: Message) -> None:
         begin(message)
@@ -117,7 +114,6 @@ def test_delegate_that_fails_within_its_body_resets(serve: Serve, options: dict[
     serve.logs.expect("re:ERROR tornado.application: Uncaught exception .*boom.*")
 
 
-@EACH_PARSER
 def test_half_closed_client_sees_that_its_body_was_cut(serve: Serve) -> None:
     """A half-closed connection counts as closed, in whatever state its response is."""
     _, client, _ = start(serve, {})
@@ -125,7 +121,6 @@ def test_half_closed_client_sees_that_its_body_was_cut(serve: Serve) -> None:
     assert ending(client) == (b"", "reset")
 
 
-@EACH_PARSER
 def test_whole_body_ends_in_order(serve: Serve, options: dict[str, Any]) -> None:
     server, client, message = start(serve, options)
     server.run(message.conn.write, b"whole")
@@ -133,7 +128,6 @@ def test_whole_body_ends_in_order(serve: Serve, options: dict[str, Any]) -> None
     assert ending(client) == (b"whole", "end")
 
 
-@EACH_PARSER
 def test_whole_body_reaches_a_slow_reader(serve: Serve) -> None:
     """The reset is called off when the body is whole, not when it has arrived."""
     server, client, message = start(serve, {"kernel_buffer": 32 * 1024})
@@ -142,7 +136,6 @@ def test_whole_body_reaches_a_slow_reader(serve: Serve) -> None:
     assert ending(client) == (b"x" * 1_000_000, "end")
 
 
-@EACH_PARSER
 def test_whole_body_that_is_not_taken_ends_with_a_reset(serve: Serve) -> None:
     """What it does not get of a response that is over was cut all the same."""
     server, client, message = start(serve, {"kernel_buffer": 32 * 1024, "stall_timeout": 0.2})
@@ -154,7 +147,6 @@ def test_whole_body_that_is_not_taken_ends_with_a_reset(serve: Serve) -> None:
         serve.logs.expect("re:INFO tornado.general: Timeout writing to .*")
 
 
-@EACH_PARSER
 def test_connection_that_is_taken_over_ends_in_order(serve: Serve) -> None:
     server, client, message = start(serve, {})
     stream = server.run(message.conn.detach)
@@ -164,7 +156,6 @@ def test_connection_that_is_taken_over_ends_in_order(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("request_", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", GET_1_0])
-@EACH_PARSER
 def test_body_with_an_end_of_its_own_is_visibly_cut(serve: Serve, request_: bytes) -> None:
     def half(message: Message) -> None:
         fields = {"Content-Length": "10"} if b"1.0" in request_ else {}
@@ -177,7 +168,6 @@ def test_body_with_an_end_of_its_own_is_visibly_cut(serve: Serve, request_: byte
     assert not data.endswith(b"0\r\n\r\n")
 
 
-@EACH_PARSER
 def test_old_style_response_ends_in_order(serve: Serve) -> None:
     """Who writes head and body itself has said where they end."""
 

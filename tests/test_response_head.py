@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tornado import httputil, web
 
-from server_thread import EACH_PARSER, Message, Messages, Serve
+from server_thread import Message, Messages, Serve
 from test_http1_errors import ERROR, GET, raw
 from wsgi_server import ServeWSGI, serve_wsgi
 
@@ -33,7 +33,6 @@ def fields(response: Any) -> list[str]:
 @pytest.mark.parametrize(
     "name", ["a\tb", "a\x7fb", "a\x85b", "a b", "a:b", "", "é", "日本", "a\0b"]
 )
-@EACH_PARSER
 def test_field_name_that_is_no_token_is_answered_with_500(serve: Serve, name: str) -> None:
     client = serve(Messages(on_finish=raw((name, "x")))).connect()
     client.send(GET)
@@ -43,7 +42,6 @@ def test_field_name_that_is_no_token_is_answered_with_500(serve: Serve, name: st
 
 @pytest.mark.parametrize("control", ["\x01", "\x08", "\x0b", "\x1b", "\x1f", "\x7f", "日"])
 @pytest.mark.parametrize("where", ["value", "reason"])
-@EACH_PARSER
 def test_control_character_is_answered_with_500(serve: Serve, control: str, where: str) -> None:
     text = f"s3cret{control}"
     step = raw(("X-Y", text)) if where == "value" else raw(reason=text)
@@ -54,7 +52,6 @@ def test_control_character_is_answered_with_500(serve: Serve, control: str, wher
     serve.logs.expect(rf"re:ERROR tornado.application: .*invalid {named}: it has a (?!.*s3cret).*")
 
 
-@EACH_PARSER
 def test_value_that_is_no_string_is_named(serve: Serve) -> None:
     client = serve(Messages(on_finish=raw(("X-Y", 5)))).connect()
     client.send(GET)
@@ -62,7 +59,6 @@ def test_value_that_is_no_string_is_named(serve: Serve) -> None:
     serve.logs.expect("re:.*invalid value of header 'X-Y': expected str; got int.*")
 
 
-@EACH_PARSER
 def test_tab_and_latin_1_pass(serve: Serve) -> None:
     client = serve(Messages(on_finish=raw(("X", "a\tb\x85\xe9"), reason="\xe9\t"))).connect()
     client.send(GET)
@@ -70,7 +66,6 @@ def test_tab_and_latin_1_pass(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [99, 0, -1, 1000, "200", True, None, 200.5])
-@EACH_PARSER
 def test_status_that_is_none_is_answered_with_500(serve: Serve, status: Any) -> None:
     def answer(message: Message) -> None:
         line = httputil.ResponseStartLine("", status, "OK")
@@ -84,7 +79,6 @@ def test_status_that_is_none_is_answered_with_500(serve: Serve, status: Any) -> 
 
 
 @pytest.mark.parametrize("status", [http.HTTPStatus.IM_A_TEAPOT, 682])
-@EACH_PARSER
 def test_unusual_status_passes(serve: Serve, status: int) -> None:
     """682 is in Tornado's own tests, for 6xx and more are left to the application."""
     client = serve(Messages(on_finish=lambda message: message.respond(code=status))).connect()
@@ -116,7 +110,6 @@ class Unsafe(web.RequestHandler):
         ("location", "value of header 'Location'"),
     ],
 )
-@EACH_PARSER
 def test_handler_whose_head_cannot_be_sent_answers_500(
     serve: Serve, what: str, named: str, body: bytes
 ) -> None:
@@ -130,7 +123,6 @@ def test_handler_whose_head_cannot_be_sent_answers_500(
     assert re.search(named, lines[0]), lines
 
 
-@EACH_PARSER
 def test_body_before_the_head_is_answered_with_500(serve: Serve) -> None:
     client = serve(Messages(on_finish=lambda message: message.conn.write(b"body"))).connect()
     client.send(GET)
@@ -143,7 +135,6 @@ def test_body_before_the_head_is_answered_with_500(serve: Serve) -> None:
 
 @pytest.mark.parametrize("coding", ["chunked", "Chunked", "identity"])
 @pytest.mark.parametrize("request_", [GET, GET_1_0])
-@EACH_PARSER
 def test_transfer_encoding_of_the_application_is_left_out(
     serve: Serve, coding: str, request_: bytes
 ) -> None:
@@ -155,7 +146,6 @@ def test_transfer_encoding_of_the_application_is_left_out(
     assert response.body == b"hi"
 
 
-@EACH_PARSER
 def test_chunked_body_is_framed_once(serve: Serve) -> None:
     step = raw(("Transfer-Encoding", "chunked"), chunk=b"hi")
     server = serve(Messages(on_finish=step))
@@ -168,7 +158,6 @@ def test_chunked_body_is_framed_once(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, chunked"])
-@EACH_PARSER
 def test_other_transfer_coding_is_answered_with_500(serve: Serve, coding: str) -> None:
     client = serve(Messages(on_finish=raw(("Transfer-Encoding", coding)))).connect()
     client.send(GET)
@@ -177,7 +166,6 @@ def test_other_transfer_coding_is_answered_with_500(serve: Serve, coding: str) -
 
 
 @pytest.mark.parametrize("code", [204, 304, 101])
-@EACH_PARSER
 def test_response_without_body_has_no_transfer_encoding(serve: Serve, code: int) -> None:
     def answer(message: Message) -> None:
         line = httputil.ResponseStartLine("", code, "Test")
@@ -191,7 +179,6 @@ def test_response_without_body_has_no_transfer_encoding(serve: Serve, code: int)
     client.expect(f"HTTP/1.1 {code} Test\r\n".encode() + kept + b"\r\n")
 
 
-@EACH_PARSER
 def test_equal_lengths_are_sent_once(serve: Serve) -> None:
     step = raw(("Content-Length", "2"), ("Content-Length", "2"), chunk=b"hi")
     client = serve(Messages(on_finish=step)).connect()
@@ -199,7 +186,6 @@ def test_equal_lengths_are_sent_once(serve: Serve) -> None:
     client.expect(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
 
-@EACH_PARSER
 def test_different_lengths_end_the_connection(serve: Serve) -> None:
     step = raw(("Content-Length", "2"), ("Content-Length", "3"), chunk=b"hi")
     client = serve(Messages(on_finish=step)).connect()
@@ -222,7 +208,6 @@ def test_different_lengths_end_the_connection(serve: Serve) -> None:
         (KEEP_1_0, "close", "close"),
     ],
 )
-@EACH_PARSER
 def test_connection_field_says_what_happens(
     serve: Serve, request_: bytes, given: str, sent: str
 ) -> None:
@@ -242,7 +227,6 @@ def test_connection_field_says_what_happens(
         assert client.response().status == 200
 
 
-@EACH_PARSER
 def test_connect_that_is_accepted_has_no_framing(serve: Serve) -> None:
     """RFC 9110 section 9.3.6: what follows the head is the tunnel."""
 
@@ -267,7 +251,6 @@ def hint(conn: Any, code: int = 103, chunk: bytes | None = None) -> None:
 
 @pytest.mark.parametrize("code", [100, 102, 103, 199])
 @pytest.mark.parametrize("framing", [{}, {"Content-Length": "2"}])
-@EACH_PARSER
 def test_interim_response_after_the_head_is_an_error(
     serve: Serve, code: int, framing: dict[str, str]
 ) -> None:
@@ -288,7 +271,6 @@ def test_interim_response_after_the_head_is_an_error(
     assert errors
 
 
-@EACH_PARSER
 def test_interim_response_has_neither_body_nor_length(serve: Serve) -> None:
     def answer(message: Message) -> None:
         with pytest.raises(httputil.HTTPOutputError, match="with a body"):
@@ -301,7 +283,6 @@ def test_interim_response_has_neither_body_nor_length(serve: Serve) -> None:
     client.expect(b"HTTP/1.1 103 Test\r\nLink: <a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n")
 
 
-@EACH_PARSER
 def test_101_has_no_body(serve: Serve) -> None:
     def answer(message: Message) -> None:
         line = httputil.ResponseStartLine("", 101, "Test")

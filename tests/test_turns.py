@@ -197,10 +197,10 @@ def test_turns_are_shared_in_order() -> None:
             order.append(self.name)
             self.times -= 1
             if self.times:
-                turns.wait(self)
+                turns.wait(self.on_turn)
 
     for waiting in (Waiting("a", 3), Waiting("b", 1), Waiting("c", 2)):
-        turns.wait(waiting)
+        turns.wait(waiting.on_turn)
     number = turns.now()
     while scheduled:
         assert len(scheduled) == 1
@@ -224,8 +224,8 @@ def test_one_that_fails_does_not_hold_up_the_others() -> None:
         def on_turn(self) -> None:
             went_on.append(True)
 
-    turns.wait(Failing())
-    turns.wait(Other())
+    turns.wait(Failing().on_turn)
+    turns.wait(Other().on_turn)
     with pytest.raises(RuntimeError):
         scheduled.pop()()
     scheduled.pop()()

@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             if not self._writing_paused:
                 return self.server.done
         elif share > 0:
-            self.loop.call_soon(self._begin_turn)
+            self.server.turns.wait(self._begin_turn)
         future: asyncio.Future[None] = self.loop.create_future()
         if self._drain_waiters is None:
             self._drain_waiters = []

@@ -277,7 +277,7 @@ class ServerConnection(Connection):
             # Others too want something of this turn of the loop. Paused even if little
             # waits: the peer's end must not overtake it.
             self._pause_reading()
-            self.server.turns.wait(self)
+            self.server.turns.wait(self._on_turn)
         else:
             self._held = None
             self._resume_reading()
@@ -295,9 +295,9 @@ class ServerConnection(Connection):
         if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
             self._held = b""
             self._pause_reading()
-            self.server.turns.wait(self)
+            self.server.turns.wait(self._on_turn)
 
-    def on_turn(self) -> None:
+    def _on_turn(self) -> None:
         """Go on with a body, of which something is held, or more is to be read."""
         if self._held is None or self._reader is None or self._waits:
             return
@@ -578,6 +578,7 @@ class ServerConnection(Connection):
             writing_paused=self._writing_paused,
             max_buffer_size=self.server.max_buffer_size,
             on_closed=self.server.on_stream_closed,
+            turns=self.server.turns,
         )
         stream.owner = owner
         stream.context = exchange.get_context()

@@ -29,6 +29,7 @@ from tornado.log import gen_log
 from tornado_worker.connection import WRITE_COST, WRITE_SHARE, Phase
 from tornado_worker.isolation import IsolatedTransport
 from tornado_worker.transport import abort, hang_up, sending_state
+from tornado_worker.turns import Turns
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
@@ -342,6 +343,7 @@ class TransportStream(IOStream):
         writing_paused: bool = False,
         max_buffer_size: int | None = None,
         on_closed: Callable[[TransportStream], None] | None = None,
+        turns: Turns,
     ) -> None:
         """Take `transport` over; `data` was read from it before."""
         # IOStream.__init__ wants a socket to poll; ours belongs to the transport.
@@ -349,6 +351,7 @@ class TransportStream(IOStream):
         self.socket: Any = TransportSocket(transport)
         self._transport = transport
         self._on_closed = on_closed
+        self._turns = turns
         self._reading_paused = reading_paused
         self._writing_paused = writing_paused
         self._drain_waiters: list[asyncio.Future[None]] = []
@@ -423,7 +426,7 @@ class TransportStream(IOStream):
                 self._read_from_buffer(pos)
             else:
                 if share > 0:
-                    self.io_loop.asyncio_loop.call_soon(self._begin_read_turn)  # type: ignore[attr-defined]
+                    self._turns.wait(self._begin_read_turn)
                 return
         else:
             self._check_closed()
@@ -480,14 +483,13 @@ class TransportStream(IOStream):
             waiting = self._transport.get_write_buffer_size()
             if waiting + len(data) > self.max_write_buffer_size:
                 raise StreamBufferFullError("Reached maximum write buffer size")
-        loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[None] = self.io_loop.asyncio_loop.create_future()  # type: ignore[attr-defined]
         if data:
             self._transport.write(data)
         share = self._write_share
         self._write_share = left = share - len(data) - WRITE_COST
         if left <= 0 < share:
-            loop.call_soon(self._begin_write_turn)
+            self._turns.wait(self._begin_write_turn)
         if self._writing_paused or left <= 0:
             self._drain_waiters.append(future)
             # Whoever does not await a write need not hear that it failed.
