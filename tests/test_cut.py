@@ -36,7 +36,7 @@ from server_thread import (
 
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
 OK = httputil.ResponseStartLine("", 200, "OK")
-HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 
 
 def begin(message: Message, body: bytes = b"half") -> None:

@@ -154,7 +154,7 @@ def test_chunked_body_is_framed_once(serve: Serve) -> None:
     client.expect(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
     client = server.connect()
     client.send(GET_1_0)
-    assert client.receive_all() == b"HTTP/1.1 200 OK\r\n\r\nhi"
+    assert client.receive_all() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhi"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, chunked"])
