@@ -387,6 +387,11 @@ class _Server(HTTPServer):
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
         self.worker.on_request()
+        callback = self.request_callback
+        if isinstance(callback, wsgi.WSGIContainer) and not self.xheaders:
+            # What Tornado's method does. Agents wrap that, and the WSGI application as
+            # well: each request would be two transactions.
+            return callback.start_request(server_conn, request_conn)
         return super().start_request(server_conn, request_conn)
 
     def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
