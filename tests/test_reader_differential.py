@@ -261,7 +261,7 @@ def read_by_tornado(stream: bytes) -> list[Message]:
 def framing_of(message: Message) -> Message:
     """Leave out what others treat differently in fields that frame nothing."""
     method, target, fields, body = message
-    kept = tuple((n, v.strip(" \t")) for n, v in fields if n in FRAMING_NAMES)
+    kept = tuple((n, v.strip(" \t").lower()) for n, v in fields if n in FRAMING_NAMES)
     return method, target, kept, body
 
 
@@ -280,21 +280,21 @@ def known(function: Any) -> Any:
 
 @known
 @given(stream=STREAMS, splits=SPLITS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_h11_reads_the_same_messages(stream: bytes, splits: list[int]) -> None:
     check(stream, splits, read_by_h11(stream))
 
 
 @known
 @given(stream=STREAMS, splits=SPLITS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_gunicorn_reads_the_same_messages(stream: bytes, splits: list[int]) -> None:
     check(stream, splits, read_by_gunicorn(stream))
 
 
 @known
 @given(stream=STREAMS, splits=SPLITS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_tornado_reads_the_same_messages(stream: bytes, splits: list[int]) -> None:
     logger = logging.getLogger("tornado.general")
     logger.disabled = True
@@ -307,7 +307,7 @@ def test_tornado_reads_the_same_messages(stream: bytes, splits: list[int]) -> No
 
 @known
 @given(stream=STREAMS, splits=SPLITS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_splits_do_not_matter(stream: bytes, splits: list[int]) -> None:
     whole = read_by_us(stream, [])
     assert read_by_us(stream, splits) == whole
