@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from tornado import web
 
-from server_thread import EACH_PARSER, Serve, ServerThread
+from server_thread import Serve, ServerThread
 
 pytestmark = [
-    EACH_PARSER,
     pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning"),
 ]
 

@@ -333,6 +333,8 @@ class TransportStream(IOStream):
     # What is left of this turn's shares. At 0 or below a new turn is on its way.
     _read_share = _READ_SHARE
     _write_share = WRITE_SHARE
+    # Whether the read that is pending can be completed, and waits for its turn.
+    _read_turn_due = False
 
     def __init__(
         self,
@@ -370,7 +372,7 @@ class TransportStream(IOStream):
                 return  # what was given may be a memoryview, to which nothing can be added
         self._read_buffer += data
         self._read_buffer_size += len(data)
-        if self._read_future is None or self._read_share <= 0:
+        if self._read_future is None or self._read_turn_due:
             if self._read_buffer_size >= _UNREAD_MAX:
                 self._pause_reading()
             return
@@ -425,6 +427,7 @@ class TransportStream(IOStream):
             if left > 0:
                 self._read_from_buffer(pos)
             else:
+                self._read_turn_due = True
                 if share > 0:
                     self._turns.wait(self._begin_read_turn)
                 return
@@ -441,8 +444,9 @@ class TransportStream(IOStream):
     def _begin_read_turn(self) -> None:
         """Complete a read that has waited for this turn of the loop."""
         self._read_share = _READ_SHARE
+        self._read_turn_due = False
         if self._read_future is None:
-            return  # closed meanwhile
+            return  # completed when the stream was closed
         pos = self._find_read_pos()
         if pos is not None:
             self._read_from_buffer(pos)
@@ -569,11 +573,17 @@ class TransportStream(IOStream):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))
+        # What has come can be read after the end too, and waits for its turn there too.
+        waiting = None
+        if self._read_future is not None and self._read_turn_due:
+            waiting, self._read_future = self._read_future, None
         context, self._close_context = self._close_context, None
         if context is None:
             super()._signal_closed()
         else:
             context.run(super()._signal_closed)
+        if waiting is not None:
+            self._read_future = waiting
 
     def _add_io_state(self, state: int) -> None:
         pass  # the transport polls
