@@ -19,6 +19,7 @@ import flask
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from demo_app.chat import DEFAULT_ROOMS, ROOM
+from demo_app.negotiation import PAGE_WORDS, prefers_json
 from demo_app.safety import SAFE_HEADERS
 from demo_app.store import Archive, Message, StoreUnavailable, UnknownCursor
 
@@ -86,22 +87,32 @@ def make_archive(archive: Archive, template_folder: str, *, max_exports: int) ->
 
     @app.errorhandler(HTTPException)
     def on_http_error(error: HTTPException) -> Any:
-        response = error.get_response()  # with what belongs to it: Retry-After, Allow
-        response.data, response.status_code = show_error(
-            error.code or 500, error.description or error.name
-        )
+        status, message = error.code or 500, error.description or error.name
+        if message == type(error).description:  # Werkzeug's own words
+            message = PAGE_WORDS.get(status, message)
+        response: Any = show_error(status, message)
+        for name, value in error.get_response().headers:
+            if name in ("Retry-After", "Allow", "Location"):
+                response.headers[name] = value
         return response
 
     @app.errorhandler(StoreUnavailable)
-    def on_unavailable(error: StoreUnavailable) -> tuple[str, int]:
+    def on_unavailable(error: StoreUnavailable) -> flask.Response:
         return show_error(503, "the store does not answer")
 
     @app.errorhandler(UnknownCursor)
-    def on_bad_cursor(error: UnknownCursor) -> tuple[str, int]:
+    def on_bad_cursor(error: UnknownCursor) -> flask.Response:
         return show_error(400, str(error))
 
-    def show_error(status: int, message: str) -> tuple[str, int]:
-        return flask.render_template("archive/error.html", status=status, message=message), status
+    def show_error(status: int, message: str) -> flask.Response:
+        if prefers_json(flask.request.headers.get("Accept")):
+            response = flask.jsonify(error={"code": "error", "message": message})
+        else:
+            page = flask.render_template("archive/error.html", status=status, message=message)
+            response = flask.Response(page)
+        response.status_code = status
+        response.headers["Vary"] = "Accept"
+        return response
 
     def check_room(room: str) -> None:
         if not ROOM.fullmatch(room):

@@ -21,6 +21,7 @@ from tornado.iostream import StreamClosedError
 
 from demo_app.chat import Chat, Refusal, User
 from demo_app.feed import Listener, Update, dump
+from demo_app.negotiation import PAGE_WORDS, prefers_page
 from demo_app.safety import SAFE_HEADERS
 from demo_app.store import StoreUnavailable
 from tornado_worker import draining
@@ -40,9 +41,42 @@ def set_safe_headers(handler: tornado.web.RequestHandler) -> None:
         handler.set_header(name, value)
 
 
+class AnyHandler(tornado.web.RequestHandler):
+    """What refusals and failures look like, of pages, programs' answers and files alike."""
+
+    def set_default_headers(self) -> None:
+        # Of errors, too.
+        set_safe_headers(self)
+        self.set_header("Cache-Control", "no-store")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        code, message, retry_after = "error", self._reason, None
+        if isinstance(error, Refusal):
+            code, message, retry_after = error.code, error.message, error.retry_after_s
+        elif isinstance(error, StoreUnavailable):
+            code, message, retry_after = "unavailable", "the store does not answer", 1.0
+        elif (
+            isinstance(error, tornado.web.HTTPError) and "xsrf" in (error.log_message or "").lower()
+        ):
+            code, message = "xsrf", "the page is out of date or the request is not from it"
+        elif isinstance(error, tornado.web.MissingArgumentError):
+            code, message = "missing_argument", str(error.log_message)
+        if retry_after is not None:
+            self.set_header("Retry-After", str(math.ceil(retry_after)))
+        self.set_header("Vary", "Accept")
+        if prefers_page(self.request.headers.get("Accept")):
+            if code == "error":
+                message = PAGE_WORDS.get(status_code, message)
+            self.render("error.html", status=status_code, message=message)
+        else:
+            self.set_header("Content-Type", "application/json; charset=utf-8")
+            self.finish(dump({"error": {"code": code, "message": message}}))
+
+
 @tornado.web.stream_request_body
-class BaseHandler(tornado.web.RequestHandler):
-    """Who is asking, what a refusal looks like, safe headers, and small bodies.
+class BaseHandler(AnyHandler):
+    """Who is asking, what is no error, and small bodies.
 
     Bodies are streamed so that a large one is refused before it is read.
     """
@@ -51,10 +85,6 @@ class BaseHandler(tornado.web.RequestHandler):
 
     def initialize(self, chat: Chat) -> None:
         self.chat = chat
-
-    def set_default_headers(self) -> None:
-        set_safe_headers(self)
-        self.set_header("Cache-Control", "no-store")
 
     def prepare(self) -> Awaitable[None] | None:
         declared = self.request.headers.get("Content-Length", "0")
@@ -118,23 +148,6 @@ class BaseHandler(tornado.web.RequestHandler):
         elif isinstance(error, StoreUnavailable):
             status_code = 503
         super().send_error(status_code, **kwargs)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        code, message, retry_after = "error", self._reason, None
-        if isinstance(error, Refusal):
-            code, message, retry_after = error.code, error.message, error.retry_after_s
-        elif isinstance(error, StoreUnavailable):
-            code, message, retry_after = "unavailable", "the store does not answer", 1.0
-        elif (
-            isinstance(error, tornado.web.HTTPError) and "xsrf" in (error.log_message or "").lower()
-        ):
-            code, message = "xsrf", "the page is out of date or the request is not from it"
-        elif isinstance(error, tornado.web.MissingArgumentError):
-            code, message = "missing_argument", str(error.log_message)
-        if retry_after is not None:
-            self.set_header("Retry-After", str(math.ceil(retry_after)))
-        self.write_json({"error": {"code": code, "message": message}})
 
 
 class HomeHandler(BaseHandler):
@@ -332,6 +345,8 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
                 raise tornado.web.Finish
             listener = self.chat.listen("websocket", *place)
             self._listener = self._listening.enter_context(listener)
+        else:
+            raise Refusal(400, "no_websocket", "expected a WebSocket; this is a plain request")
 
     def open(self, room: str) -> None:
         self.set_nodelay(True)
@@ -409,7 +424,7 @@ class HealthHandler(BaseHandler):
 
 
 @tornado.web.stream_request_body
-class AssetHandler(tornado.web.StaticFileHandler):
+class AssetHandler(AnyHandler, tornado.web.StaticFileHandler):
     def prepare(self) -> None:
         if self.request.method not in ("GET", "HEAD"):
             raise tornado.web.HTTPError(405)
@@ -418,7 +433,6 @@ class AssetHandler(tornado.web.StaticFileHandler):
         pass  # of a GET that has a body, which means nothing
 
     def set_extra_headers(self, path: str) -> None:
-        set_safe_headers(self)
         if "v" not in self.request.arguments:
             # A module that another one imports by its plain name: after an upgrade
             # the two must still fit together.

@@ -37,6 +37,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Generous: the machines that run this share two slow cores among many jobs.
 TIMEOUT_S = 30.0
 
+_LISTENING = r"Listening at: (\S+) \("
+
 # The control socket would be one path in $HOME for all of them.
 CONFIG_HEAD = "control_socket_disable = True\n"
 
@@ -133,6 +135,7 @@ class GunicornProcess:
         self._env.update(env or {})
         self._pass_fds = tuple(pass_fds)
 
+        self._addresses: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[tuple[str, str]] = []
         self._arrived = threading.Condition()
@@ -322,7 +325,17 @@ class GunicornProcess:
 
     @property
     def addresses(self) -> list[str]:
-        return self.wait_log(r"Listening at: (\S+) \(").group(1).split(",")
+        return self._addresses or self._addresses_in(self.wait_log(_LISTENING))
+
+    def addresses_from(self, path: Path) -> None:
+        """Find the addresses in an error log that is a file, now and from now on."""
+        match = re.search(_LISTENING, path.read_text())
+        assert match is not None
+        self._addresses = self._addresses_in(match)
+
+    @staticmethod
+    def _addresses_in(match: re.Match[str]) -> list[str]:
+        return match.group(1).split(",")
 
     @property
     def url(self) -> str:

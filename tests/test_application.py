@@ -781,10 +781,8 @@ def resolve(obj):
     "obj",
     [
         native(),
-        tornado.web.Application,
         Delegate(),
         Delegate,
-        RuleRouter,
         native,
         lambda: native(),
         functools.partial(native_with, []),
@@ -799,7 +797,7 @@ def resolve(obj):
         manager,
         functools.partial(manager, native()),
         lambda: manager(),
-        lambda: tornado.web.Application,
+        lambda: Delegate,
         lambda: manager,
     ],
 )

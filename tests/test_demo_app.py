@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import json
 import re
 import signal
@@ -26,7 +27,7 @@ from demo_app.chat import Limits
 from demo_app.sqlite_store import SqliteStore
 from demo_app.store import Draft
 from demo_client import WAYS, ChatClient
-from demo_process import free_port, need_module, run_redis, start_chat
+from demo_process import CONFIG, free_port, need_module, run_redis, start_chat
 from gunicorn_process import GunicornProcess, wait_until
 
 TIMEOUT_S = 40.0
@@ -103,7 +104,17 @@ def texts(client: ChatClient) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/rooms/lobby", "/status", "/archive/", "/archive/lobby", "/api/me", "/nowhere"]
+    "path",
+    [
+        "/rooms/lobby",
+        "/status",
+        "/archive/",
+        "/archive/lobby",
+        "/archive/NO",
+        "/api/me",
+        "/nowhere",
+        "/static/nowhere",
+    ],
 )
 def test_every_answer_has_the_safe_headers(server: GunicornProcess, path: str) -> None:
     response = server.request(path)
@@ -129,6 +140,96 @@ def test_bad_room_is_refused_in_words(server: GunicornProcess) -> None:
     response = server.request("/rooms/%3Cscript%3E")
     assert response.status == 400
     assert json.loads(response.body)["error"]["code"] == "bad_room"
+
+
+# What browsers say when they open an address, and what scripts and programs say.
+ACCEPT_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+ACCEPT_OTHER = (
+    None,
+    "*/*",
+    "application/json",
+    "text/event-stream",
+    "text/html;q=0.5, application/json",
+    ";;,",
+)
+ERRORS = [
+    ("GET", "/nowhere", 404, "there is no such page"),
+    ("GET", "/api/nowhere", 404, "there is no such page"),
+    ("GET", "/static/nowhere", 404, "there is no such page"),
+    ("GET", "/static/../app.py", 403, "this is not allowed from here"),
+    ("GET", "/rooms/NO", 400, "a room's name has"),
+    ("GET", "/api/rooms/lobby/history?before=x", 400, "cursor"),
+    ("GET", "/api/rooms/lobby/socket?after=0", 400, "expected a WebSocket"),
+    ("GET", "/api/rooms/lobby/poll?after=x", 410, "cursor"),
+    ("POST", "/api/me", 403, "the page is out of date"),
+    ("POST", "/rooms/lobby", 403, "the page is out of date"),
+    ("PUT", "/static/chat.js", 403, "the page is out of date"),
+    ("DELETE", "/status", 403, "the page is out of date"),
+    ("GET", "/api/rooms/lobby/messages", 405, "cannot be used like that"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "words"), ERRORS)
+def test_error_is_a_page_for_people_and_json_for_programs(
+    server: GunicornProcess, method: str, path: str, status: int, words: str
+) -> None:
+    response = server.request(path, method, headers={"Accept": ACCEPT_PAGE})
+    assert response.status == status
+    assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
+    assert f"<h1>{status}</h1>" in response.text
+    text = html.unescape(response.text)
+    assert words in text or words[:1].upper() + words[1:] in text
+    assert 'href="/rooms/lobby"' in response.text
+    assert "Accept" in response.headers["Vary"]
+    for accept in ACCEPT_OTHER:
+        fields = {} if accept is None else {"Accept": accept}
+        response = server.request(path, method, headers=fields)
+        assert response.status == status
+        assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+        assert json.loads(response.body)["error"]["message"]
+        assert "Accept" in response.headers["Vary"]
+
+
+def test_error_of_the_archive_is_json_for_those_who_ask_for_it(server: GunicornProcess) -> None:
+    for path, status in (("/archive/NO", 404), ("/archive/a/b", 404), ("/archive/lobby", 405)):
+        method = "PUT" if status == 405 else "GET"
+        for accept in (ACCEPT_PAGE, "*/*", "text/plain"):
+            response = server.request(path, method, headers={"Accept": accept})
+            assert response.status == status
+            assert response.headers["Content-Type"].startswith("text/html")
+            assert f"<h1>{status}</h1>" in response.text
+        response = server.request(path, method, headers={"Accept": "application/json"})
+        assert response.status == status
+        assert json.loads(response.body)["error"]["message"]
+        assert response.headers["Vary"] == "Accept"
+    assert "GET" in response.headers["Allow"]
+
+
+BREAK = """
+def post_worker_init(worker):
+    from demo_app import handlers
+
+    def fail(self):
+        raise ZeroDivisionError
+
+    handlers.StatusHandler.get = handlers.StatusDataHandler.get = fail
+"""
+
+
+def test_failure_is_a_page_for_people_and_json_for_programs(
+    gunicorn: Callable[..., GunicornProcess], tmp_path: Path
+) -> None:
+    config = tmp_path / "broken.py"
+    config.write_text(CONFIG.read_text().replace("__file__", repr(str(CONFIG))) + BREAK)
+    server = start_chat(gunicorn, tmp_path / "data", workers=1, args=["-c", str(config)])
+    for path in ("/status", "/api/status"):
+        page = server.request(path, headers={"Accept": ACCEPT_PAGE})
+        assert page.status == 500
+        assert "Something went wrong here" in page.text
+        assert "ZeroDivisionError" not in page.text
+        response = server.request(path)
+        assert response.status == 500
+        assert json.loads(response.body)["error"]["message"] == "Internal Server Error"
 
 
 def test_cookies_are_closed_to_scripts_but_the_xsrf_token(server: GunicornProcess) -> None:

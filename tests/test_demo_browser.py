@@ -6,9 +6,11 @@ are restarted and killed. Sees the page and the process table, nothing inside.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from demo_process import (
     run_redis,
     start_chat,
 )
-from gunicorn_process import GunicornProcess
+from gunicorn_process import GunicornProcess, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -65,7 +67,8 @@ def browser() -> Iterator[Browser]:
 def window(browser: Browser) -> Iterator[Callable[..., Page]]:
     """A function that opens a window of a person of their own.
 
-    With `beside` it is another window of the same browser, as of one person. A page
+    With `beside` it is another window of the same browser, as of one person. `before`
+    is a script that runs before those of the page. A page
     that logs an error or breaks the security policy fails the test.
     """
     contexts = []
@@ -73,7 +76,12 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
     pages: list[Page] = []
 
     def open_window(
-        url: str, *, wait: bool = True, beside: Page | None = None, **options: Any
+        url: str,
+        *,
+        wait: bool = True,
+        beside: Page | None = None,
+        before: str | None = None,
+        **options: Any,
     ) -> Page:
         if beside is not None:
             context = beside.context
@@ -82,6 +90,8 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
             context.set_default_timeout(TIMEOUT_MS)
             contexts.append(context)
         page = context.new_page()
+        if before is not None:
+            page.add_init_script(before)
         pages.append(page)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: on_console(message.type, message.text))
@@ -675,3 +685,400 @@ def expect_count(page: Page, selector: str, count: int) -> None:
     from playwright.sync_api import expect
 
     expect(page.locator(selector)).to_have_count(count, timeout=TIMEOUT_MS)
+
+
+# -- looks -----------------------------------------------------------------------
+
+# The contrast (WCAG 2.2, 1.4.3 and 1.4.11) of every piece of text, placeholder and dot that
+# is shown, against what lies behind it: a list of those that are too faint.
+FAINT = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = ([r, g, b, a], below) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a));
+  const behind = (element) => {
+    if (element === null) return [255, 255, 255];
+    const color = rgba(getComputedStyle(element).backgroundColor);
+    return color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement));
+  };
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const luminance = (color) => {
+    const [r, g, b] = color.map((c) => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const contrast = (one, other) => {
+    const [a, b] = [luminance(one), luminance(other)].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const opacity = (element) =>
+    element ? getComputedStyle(element).opacity * opacity(element.parentElement) : 1;
+  const faint = [];
+  const check = (element, color, what, least) => {
+    const { width, height } = element.getBoundingClientRect();
+    if (width <= 1 || height <= 1) return;
+    if (!element.checkVisibility({ visibilityProperty: true })) return;
+    if (element.closest(":disabled, option, noscript")) return;
+    const below = behind(element);
+    const [r, g, b, a] = rgba(color);
+    const found = contrast(over([r, g, b, a * opacity(element)], below), below);
+    const name = element.className || element.tagName;
+    if (found < least) faint.push(`${what.slice(0, 40)}: ${found.toFixed(2)} in ${name}`);
+  };
+  for (const element of document.body.querySelectorAll("*")) {
+    const style = getComputedStyle(element);
+    const size = parseFloat(style.fontSize);
+    const least = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+    const texts = [...element.childNodes].filter(({ nodeType }) => nodeType === Node.TEXT_NODE);
+    const text = texts.map(({ data }) => data.trim()).join("");
+    if (text) check(element, style.color, text, least);
+    if (element.matches("input, textarea")) {
+      if (element.value) check(element, style.color, element.value, 4.5);
+      const { color } = getComputedStyle(element, "::placeholder");
+      if (element.placeholder) check(element, color, element.placeholder, 4.5);
+    }
+    if (element.matches("svg") && !element.matches(".mark")) check(element, style.color, "icon", 3);
+    if (element.matches(".dot")) {
+      const below = behind(element.parentElement);
+      const found = contrast(over(rgba(style.backgroundColor), below), below);
+      if (found < 3) faint.push(`dot: ${found.toFixed(2)}`);
+    }
+  }
+  return faint;
+}"""
+SYMBOLS = ("✔", "♥", "©", "™ ☎", "❤\ufe0f", "👍", "👩\u200d💻 🇩🇪", "1\ufe0f\u20e3")
+DRAFT = "\n".join(f"line {number} of a long draft" for number in range(30))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (360, 640)], ids=["wide", "phone"])
+def test_everything_can_be_read_in_both_themes(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    size: tuple[int, int],
+    scheme: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    look: dict[str, Any] = {
+        "viewport": {"width": size[0], "height": size[1]},
+        "color_scheme": scheme,
+        "reduced_motion": "reduce",
+    }
+    other = window(f"{server.url}/rooms/lobby", **look)
+    page = window(f"{server.url}/rooms/lobby", **look)
+    for text in (*SYMBOLS, "a link: https://example.org/"):
+        say(other, text)
+        say(page, text)
+    expect_count(page, ".message:not(.pending)", 2 * len(SYMBOLS) + 2)
+    expect_count(page, ".pending", 0)
+    assert page.evaluate(FAINT) == []
+
+    # A message on its way, refused, and near and beyond the limit of length.
+    page.route("**/messages", lambda route: route.abort())
+    for text in ("♥", "👍", "see https://example.org/"):
+        say(page, text)
+    expect_count(page, ".pending", 3)
+    assert page.evaluate(FAINT) == []
+    error = {"error": {"code": "x", "message": "the reason why"}}
+    page.route("**/messages", lambda route: route.fulfill(status=400, json=error))
+    expect_count(page, ".failed", 3)
+    page.wait_for_selector("#notices p")
+    assert page.evaluate(FAINT) == []
+    for length in (1990, 2010):
+        page.fill("#text", "x" * length)
+        assert page.evaluate(FAINT) == []
+    page.fill("#text", "")
+
+    # Each state of the connection, what is typed, a room with news, the drawer, the dialog.
+    for state in ("connecting", "reconnecting", "offline", "live"):
+        page.evaluate(
+            "state => { for (const id of ['way-box', 'side'])"
+            " document.getElementById(id).dataset.state = state }",
+            state,
+        )
+        assert page.evaluate(FAINT) == []
+    if page.is_visible("#menu"):
+        page.click("#menu")
+    page.fill("#new-room", "tornado")
+    page.hover("#rooms a[data-room=random]")
+    assert page.evaluate(FAINT) == []
+    page.keyboard.press("Escape")
+    page.evaluate("document.getElementById('rename').click()")
+    page.fill("#name", "")
+    page.click("#name-form button[type=submit]")
+    assert page.evaluate(FAINT) == []
+    page.unroute("**/messages")
+
+    for path in (
+        "/rooms/quiet",
+        "/status",
+        "/archive/",
+        "/archive/lobby",
+        "/archive/lobby?q=link",
+        "/archive/NO",
+        "/nowhere",
+        "/rooms/NO",
+        "/static/nowhere",
+    ):
+        page.goto(f"{server.url}{path}")
+        page.wait_for_selector("main")
+        if path == "/rooms/quiet":
+            page.wait_for_selector("#empty:not([hidden])")
+        if path == "/status":
+            expect_text(page, "#total-workers", "1")
+        assert (path, page.evaluate(FAINT)) == (path, [])
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (360, 640), (640, 300)])
+def test_long_draft_leaves_the_end_of_the_log_in_sight_and_no_empty_column(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    size: tuple[int, int],
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby", viewport={"width": size[0], "height": size[1]})
+    for number in range(30):
+        say(page, f"number {number}")
+    wait_said(page, "number 29")
+    expect_count(page, ".pending", 0)
+    last = page.locator(".message").last
+
+    def is_in_sight() -> None:
+        from playwright.sync_api import expect
+
+        expect(last).to_be_in_viewport(ratio=0.9, timeout=TIMEOUT_MS)
+        end = page.evaluate(
+            "(() => { const log = document.getElementById('log');"
+            " return log.scrollHeight - log.scrollTop - log.clientHeight })()"
+        )
+        assert end <= 1
+        # The page itself has nothing to scroll.
+        assert page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+
+    for text in (DRAFT, "word " * 390, DRAFT + "\none more", "short", DRAFT):
+        page.fill("#text", text)
+        is_in_sight()
+        box = page.locator("#text").bounding_box()
+        form = page.locator("#compose").bounding_box()
+        if text != "short":
+            assert form["width"] - box["width"] < 40
+        send = page.locator("#send").bounding_box()
+        assert send["y"] + send["height"] <= size[1]
+    page.press("#text", "End")
+    page.locator("#text").press_sequentially(" and more")
+    is_in_sight()
+    # A window that becomes smaller, as by a keyboard on the screen, and larger again.
+    page.set_viewport_size({"width": size[0] - 30, "height": size[1] - 10})
+    is_in_sight()
+    page.fill("#text", "")
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    is_in_sight()
+
+    # Who has scrolled up stays there.
+    page.evaluate("document.getElementById('log').scrollTop = 40")
+    page.wait_for_function("() => document.getElementById('log').scrollTop === 40")
+    page.fill("#text", DRAFT)
+    page.set_viewport_size({"width": size[0], "height": size[1] - 20})
+    page.fill("#text", "")
+    assert page.evaluate("document.getElementById('log').scrollTop") == 40
+
+
+def test_window_that_is_very_low_scrolls_and_loses_nothing(
+    gunicorn: Callable[..., GunicornProcess], window: Callable[..., Page], tmp_path: Path
+) -> None:
+    # 1280 by 1024, enlarged four times (WCAG 2.2, 1.4.10).
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}/rooms/lobby", viewport={"width": 320, "height": 256})
+    for number in range(10):
+        say(page, f"number {number}")
+    wait_said(page, "number 9")
+    page.fill("#text", DRAFT)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    for selector, least in (("#log", 100), ("#text", 40), ("#send", 30), ("#archive", 10)):
+        page.locator(selector).scroll_into_view_if_needed()
+        assert page.locator(selector).bounding_box()["height"] > least
+    page.click("#send")
+    wait_said(page, "line 29 of a long draft")
+    page.click("#menu")
+    for selector, least in (("#rooms", 80), ("#people", 50), ("#rename", 30)):
+        page.locator(selector).scroll_into_view_if_needed()
+        assert page.locator(selector).bounding_box()["height"] > least
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_list_that_is_cut_shows_that_there_is_more(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    scheme: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(
+        f"{server.url}/rooms/lobby",
+        viewport={"width": 1000, "height": 600},
+        color_scheme=scheme,
+        reduced_motion="reduce",
+    )
+    # More rooms and people than there is room for, and none of them read.
+    rooms = [
+        {"name": f"room-{number:02}", "here": number % 3, "last_id": "5"} for number in range(40)
+    ]
+    page.route("**/api/rooms", lambda route: route.fulfill(json={"rooms": rooms}))
+    page.reload()
+    expect_count(page, "#rooms a.unread", 40)
+    expect_count(page, "#people li", 1)
+    page.evaluate("""() => {
+      const list = document.getElementById("people");
+      for (let n = 0; n < 40; n++) list.append(list.firstElementChild.cloneNode(true));
+    }""")
+    # Nothing of it makes the page itself longer.
+    assert page.evaluate("document.documentElement.scrollHeight") == 600
+    for name in ("rooms", "people"):
+        # In this headless browser no list has a scroll bar: as on a phone.
+        strips = {}
+        for place, top in (("begin", 0), ("middle", 100), ("end", 10**6)):
+            page.evaluate(
+                "([id, top]) => { document.getElementById(id).scrollTop = top }", [name, top]
+            )
+            box = page.locator(f"#{name}").bounding_box()
+            for edge, y in (("top", box["y"]), ("bottom", box["y"] + box["height"] - 3)):
+                # A row of the list's edge, where no item has anything.
+                clip = {"x": box["x"] + 1, "y": round(y), "width": 4, "height": 2}
+                strips[place, edge] = page.screenshot(clip=clip)
+        assert strips["begin", "bottom"] != strips["end", "bottom"]
+        assert strips["middle", "bottom"] != strips["end", "bottom"]
+        assert strips["middle", "top"] != strips["begin", "top"]
+    # And the keyboard reaches what is further down.
+    page.focus("#people")
+    page.evaluate("document.getElementById('people').scrollTop = 0")
+    page.keyboard.press("End")
+    page.wait_for_function("() => document.getElementById('people').scrollTop > 100")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/rooms/NO", "/static/nowhere", "/api/nowhere"])
+def test_browser_that_asks_for_a_page_gets_one(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    path: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    page = window(f"{server.url}{path}", wait=False)
+    assert page.inner_text("h1") in ("400", "404")
+    page.click("text=Back to the chat")
+    page.wait_for_selector("body[data-state=live]")
+
+
+# -- coming back -----------------------------------------------------------------
+
+# When each message was shown (seconds of the epoch).
+WATCH_SHOWN = """() => {
+  window.shown = {};
+  const look = () => {
+    for (const bubble of document.querySelectorAll("#messages .bubble")) {
+      window.shown[bubble.textContent] ??= Date.now() / 1000;
+    }
+  };
+  new MutationObserver(look).observe(document.getElementById("messages"), { childList: true });
+}"""
+
+# When the page tried to listen (seconds since it was opened). Chance is at its worst.
+RECORD_ATTEMPTS = """
+  Math.random = () => 0.999;
+  window.attempts = [];
+  const [realFetch, RealSocket] = [window.fetch, window.WebSocket];
+  window.fetch = (address, ...rest) => {
+    if (address.includes("/poll?")) attempts.push(performance.now() / 1000);
+    return realFetch(address, ...rest);
+  };
+  window.WebSocket = class extends RealSocket {
+    constructor(address) {
+      attempts.push(performance.now() / 1000);
+      super(address);
+    }
+  };
+"""
+
+
+@pytest.mark.parametrize("restart", ["HUP", "TERM"])
+def test_every_way_to_listen_comes_back_soon(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    restart: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=3)
+    port = server.port
+    with run_nginx(tmp_path / "nginx", port) as nginx:
+        pages = {
+            (front, way): window(f"{url}/rooms/lobby?via={way}")
+            for front, url in (("direct", server.url), ("nginx", nginx))
+            for way in WAYS
+        }
+        for page in pages.values():
+            page.evaluate(WATCH_SHOWN)
+        if restart == "HUP":
+            old = set(server.worker_pids())
+            server.signal(signal.SIGHUP)
+            wait_until(
+                lambda: len(server.worker_pids()) == 3 and not old & set(server.worker_pids())
+            )
+            assert server.request("/health").status == 200
+        else:
+            server.signal(signal.SIGTERM)
+            server.wait_exit()
+            for page in pages.values():
+                page.wait_for_selector("body[data-state=reconnecting]")
+            start_chat(
+                gunicorn,
+                tmp_path / "data",
+                workers=3,
+                bind=f"127.0.0.1:{port}",
+                directory=tmp_path / "2",
+            )
+        since = time.time()
+        say(next(iter(pages.values())), "after the restart")
+        late = {}
+        for name, page in pages.items():
+            wait_said(page, "after the restart")
+            late[name] = page.evaluate("window.shown['after the restart']") - since
+            assert page.get_attribute("body", "data-way") == name[1]
+        # It is less than two seconds; but other things may go on on this machine.
+        assert max(late.values()) < 6, late
+
+
+@pytest.mark.parametrize("way", ["poll", "websocket"])
+def test_page_tries_again_soon_however_long_the_server_was_away(
+    gunicorn: Callable[..., GunicornProcess],
+    window: Callable[..., Page],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    server = start_chat(gunicorn, tmp_path / "data", workers=1)
+    port = server.port
+    page = window(f"{server.url}/rooms/lobby?via={way}", before=RECORD_ATTEMPTS)
+    began, before = page.evaluate("[performance.now() / 1000, attempts.length]")
+    server.close()
+    page.wait_for_selector("body[data-state=reconnecting]")
+    say(page, "written while it was away")
+
+    def attempts() -> list[float]:
+        made: list[float] = page.evaluate("attempts")
+        return made[before:]
+
+    while not (made := attempts()) or made[-1] < began + 8:
+        page.wait_for_event("requestfailed")
+    for one, following in itertools.pairwise(made):
+        # A quarter of the time that it has been away, and the time that a failure takes.
+        assert following - one < max((one - began) / 4, 0.25) + 1, made
+    start_chat(
+        gunicorn, tmp_path / "data", workers=1, bind=f"127.0.0.1:{port}", directory=tmp_path / "2"
+    )
+    page.wait_for_selector("body[data-state=live]")
+    wait_said(page, "written while it was away")

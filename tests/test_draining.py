@@ -203,9 +203,11 @@ def test_requests_in_flight_finish_whatever_the_reason(gunicorn, stop):
     args = ["--max-requests", "5"] if stop is stop_by_max_requests else []
     server = gunicorn(APP, args=args)
     [pid] = server.wait_workers()
+    # So long that it has not ended when a new process is there.
+    seconds = 10 if stop in (stop_by_reload, stop_by_upgrade) else 2
     with (
-        in_flight(server, "/wait?s=2") as waiting,
-        in_flight(server, "/stream?s=2") as streaming,
+        in_flight(server, f"/wait?s={seconds}") as waiting,
+        in_flight(server, f"/stream?s={seconds}") as streaming,
         in_flight(server, "/poll") as poll,
         in_flight(server, "/wsgi") as view,
     ):

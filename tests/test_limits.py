@@ -96,7 +96,7 @@ def test_worker_connections_counts_all_kinds_and_waits_for_room(gunicorn):
             assert is_served(second)
             with server.connect() as fourth:  # the kernel takes it
                 assert not is_served(fourth)
-                server.wait_log("connection limit reached: accepting again when one closes")
+                server.wait_log(r"connection limit reached \(worker_connections = 3\): accepting")
                 second.close()
                 fourth.settimeout(30)
                 assert fourth.recv(1000).startswith(b"HTTP/1.1 200 ")

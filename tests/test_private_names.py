@@ -34,7 +34,10 @@ NAMES = {
 # Attributes that a function sets or asks for.
 USED_IN = {
     "SIG_QUEUE": "gunicorn.arbiter:Arbiter.__init__",
+    "_decompressed_body_size": "tornado.http1connection:_GzipMessageDelegate.data_received",
     "_prepared_future": "tornado.web:RequestHandler.__init__",
+    "_exit_callback": "tornado.process:Subprocess._set_returncode",
+    "_run_callback": "tornado.platform.asyncio:BaseAsyncIOLoop.add_callback",
     "_as_list": "tornado.httputil:HTTPHeaders.add",
     "_user_read_buffer": "tornado.iostream:BaseIOStream.read_into",
 }

@@ -265,7 +265,8 @@ def test_workers_see_each_other(gunicorn):
 
     wait_until(lambda: [sibling["state"] for sibling in statuses()] == [State.SERVING] * 2)
     seen = statuses()
-    assert [sibling["pid"] for sibling in seen] == pids
+    # Who is the older is not in the log, where either can be first.
+    assert {sibling["pid"] for sibling in seen} == set(pids)
     assert [sibling["age"] for sibling in seen] == [1, 2]
     assert all(sibling["beat"] < 30 for sibling in seen)
     assert sum(sibling["load"] for sibling in seen) >= 1

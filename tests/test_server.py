@@ -193,7 +193,8 @@ def test_accepting_pauses_at_max_connections(serve: Serve) -> None:
     first.close()
     assert third.response().status == 200
     serve.logs.expect(
-        "WARNING tornado.general: connection limit reached: accepting again when one closes"
+        "WARNING tornado.general: connection limit reached (max_connections = 2): accepting again"
+        " when one closes"
     )
 
 

@@ -197,10 +197,10 @@ def test_turns_are_shared_in_order() -> None:
             order.append(self.name)
             self.times -= 1
             if self.times:
-                turns.wait(self)
+                turns.wait(self.on_turn)
 
     for waiting in (Waiting("a", 3), Waiting("b", 1), Waiting("c", 2)):
-        turns.wait(waiting)
+        turns.wait(waiting.on_turn)
     number = turns.now()
     while scheduled:
         assert len(scheduled) == 1
@@ -224,8 +224,8 @@ def test_one_that_fails_does_not_hold_up_the_others() -> None:
         def on_turn(self) -> None:
             went_on.append(True)
 
-    turns.wait(Failing())
-    turns.wait(Other())
+    turns.wait(Failing().on_turn)
+    turns.wait(Other().on_turn)
     with pytest.raises(RuntimeError):
         scheduled.pop()()
     scheduled.pop()()
@@ -267,3 +267,42 @@ def answer(sock: socket.socket) -> bytes:
         assert piece, data
         data += piece
     return data
+
+
+def test_they_go_on_in_order_and_a_few_in_a_turn() -> None:
+    scheduled: list[Callable[[], None]] = []
+    turns = Turns()
+    turns.schedule = scheduled.append
+    calls: list[int] = []
+    for number in range(10):
+        turns.wait(lambda number=number: calls.append(number))  # type: ignore[misc]
+    count = 0
+    while scheduled:
+        [begin] = scheduled
+        scheduled.clear()
+        before = len(calls)
+        begin()
+        assert 0 < len(calls) - before < 10
+        count += 1
+    assert calls == [*range(10)]
+    assert count > 1
+
+
+def test_who_waits_again_meanwhile_comes_last() -> None:
+    scheduled: list[Callable[[], None]] = []
+    turns = Turns()
+    turns.schedule = scheduled.append
+    calls: list[str] = []
+
+    def again() -> None:
+        calls.append("again")
+        if len(calls) < 8:
+            turns.wait(again)
+
+    turns.wait(again)
+    for name in "abcdef":
+        turns.wait(lambda name=name: calls.append(name))  # type: ignore[misc]
+    while scheduled:
+        scheduled.pop()()
+        assert len(scheduled) <= 1
+    assert calls.index("again", 1) > calls.index("c")

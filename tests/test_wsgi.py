@@ -102,11 +102,6 @@ def test_requests_beyond_the_threads_wait_in_order(serve_wsgi: ServeWSGI) -> Non
     assert app.started == ["/0", "/1", "/2", "/3", "/4"]
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-def test_there_is_one_thread_at_least(serve_wsgi: ServeWSGI, threads: int) -> None:
-    assert serve_wsgi(hello, threads=threads).connect().get().body == b"Hello /"
-
-
 def test_a_blocked_view_blocks_nothing_else(serve_wsgi: ServeWSGI) -> None:
     class Native(tornado.web.RequestHandler):
         def get(self) -> None:
@@ -480,17 +475,24 @@ def test_settings_of_the_worker_are_the_defaults_of_containers_made_before(
     log = SimpleNamespace()
     plain = WSGIContainer(hello)
     explicit = WSGIContainer(hello, threads=2, max_body_size=10)
-    wsgi.use_settings(gunicorn_settings(threads=7), log, max_body_size=20)
+    explicit_spool = WSGIContainer(hello, max_spool_size=40)
+    wsgi.use_settings(
+        gunicorn_settings(threads=7), log, max_body_size=20, max_spool_size=30, slow_s=1.0
+    )
     assert start(plain)._threads.count == 7
     assert plain.log is log
     assert plain.max_body_size == 20
+    assert plain.spool.size == 30
     assert start(explicit)._threads.count == 2
     assert explicit.max_body_size == 10
+    assert explicit.spool is plain.spool  # what the process has, it has once
+    assert start(explicit_spool).spool.size == 40
 
 
 def test_defaults_without_gunicorn() -> None:
     container = start(WSGIContainer(hello))
     assert container._threads.count == 1
+    assert container.spool.size == 256 << 20
     assert container._waiting_max == 1000
     assert container.sendfile is True
     assert container.max_body_size is None

@@ -307,7 +307,12 @@ def test_a_large_upload_stays_out_of_memory(
             count += len(block)
         return b"%d" % count
 
-    server = serve_wsgi(app_of(view), server={"max_body_size": size}, tmp_upload_dir=str(tmp_path))
+    server = serve_wsgi(
+        app_of(view),
+        server={"max_body_size": size},
+        tmp_upload_dir=str(tmp_path),
+        max_spool_size=4 * size,
+    )
     client = server.connect()
     client.send(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % size)
     block = b"x" * (1 << 20)

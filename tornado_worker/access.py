@@ -32,6 +32,8 @@ from tornado_worker.exchange import RequestConnection
 from tornado_worker.frames import ByteCounter, FrameCounter, ObservedStream
 from tornado_worker.hook_objects import Exchange, Request, Response
 from tornado_worker.http1 import ServerConnection
+from tornado_worker.log_failures import note_lost
+from tornado_worker.log_guard import guarded
 from tornado_worker.stream import TransportStream
 from tornado_worker.wsgi_environ import EnvironBuilder, ErrorStream
 
@@ -102,7 +104,7 @@ class AccessLog:
             request.take_changes()
         except Exception:
             # Broad: it is the user's code, and must not break the request.
-            self._log.exception("Exception in pre_request hook")
+            guarded(self._log.exception, "Exception in pre_request hook")
 
     def exchange_finished(self, exchange: RequestConnection) -> None:
         self._tell(exchange, exchange.status or CLIENT_CLOSED_REQUEST)
@@ -121,7 +123,7 @@ class AccessLog:
     ) -> None:
         if self._logs:
             assert isinstance(stream, ObservedStream)
-            stream.observe(exchange, data)
+            stream.observe(exchange)
         if not exchange.write_finished and self._post_request is not None:
             self._call_post_request(exchange, exchange.status or 200)
 
@@ -162,7 +164,7 @@ class AccessLog:
             self._post_request(self._worker, request, self._environ(exchange), response)
         except Exception:
             # Broad: as for pre_request.
-            self._log.exception("Exception in post_request hook")
+            guarded(self._log.exception, "Exception in post_request hook")
 
     def _environ(self, exchange: Exchange) -> dict[str, Any]:
         """Return the application's environ, or one like it for who has none."""
@@ -206,9 +208,13 @@ class AccessLog:
                 message = message or self._format
                 if (handler := _plain_handler(log)) is not None:
                     # The same bytes without a LogRecord: 12 us less.
-                    with handler.lock:
-                        handler.stream.write(message % atoms + handler.terminator)
-                        handler.flush()
+                    line = message % atoms + handler.terminator
+                    try:
+                        with handler.lock:
+                            handler.stream.write(line)
+                            handler.flush()
+                    except OSError as error:
+                        note_lost(handler, error)
                 else:
                     record = log.makeRecord(log.name, logging.INFO, "", 0, message, (atoms,), None)
                     log.handle(record)
@@ -220,7 +226,7 @@ class AccessLog:
                 self._log.access(response, request, environ, elapsed)
         except Exception:
             # Broad: formats, filters and logger classes are the user's.
-            self._log.error(traceback.format_exc())
+            guarded(self._log.error, traceback.format_exc())
 
 
 def _seconds_since(started: float) -> float:

@@ -24,9 +24,12 @@ from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
 from tornado import httputil
 from tornado.concurrent import dummy_executor
-from tornado.routing import RuleRouter
+from tornado.routing import Router, RuleRouter
 
+from tornado_worker.loading_watch import LoadingWatch
+from tornado_worker.patched import check_patches
 from tornado_worker.preload import ADVICE
+from tornado_worker.proxies import PLAIN, through, unwrap
 
 __all__ = [
     "ApplicationError",
@@ -52,6 +55,10 @@ _WSGI_PARAMETERS = {"environ", "env", "start_response"}
 # A factory may return a class, which makes a context manager, which yields an
 # application: more turns than this are a factory that returns itself.
 _MAX_STEPS = 10
+
+# Of these packages no class is an application: made without arguments, one
+# answers 404 to everything. Most often `app:Application` was written for `app:app`.
+_LIBRARIES = {"bottle", "falcon", "flask", "tornado", "tornado_worker"}
 
 _RUNNING_LOOP = (
     "Factories are called on the running event loop that will serve: instead of asyncio.run() or"
@@ -89,7 +96,13 @@ def install_loader(worker_class: type) -> None:
             # Nobody else asks it then. Without handlers the log is standard error.
             chosen.check_config(self.cfg, logging.getLogger("gunicorn.error"))
         try:
-            return _import_app(self.app_uri)
+            if not self.cfg.preload_app:
+                app = _import_app(self.app_uri)
+                check_patches()
+                return app
+            # In the arbiter (workers have the result). It ends before a fork.
+            with LoadingWatch(logging.getLogger("gunicorn.error"), self.app_uri):
+                return _import_app(self.app_uri)
         except RuntimeError as error:
             if self.cfg.preload_app and str(error) == "no running event loop":
                 raise RuntimeError(
@@ -161,7 +174,10 @@ class Lifespan:
         self._leave = asyncio.Event()
         #: What loading has set, for requests to see; once `start` has returned.
         self.context = contextvars.copy_context()
-        self._task: asyncio.Task[None] | None = None
+        #: All of the loading; None before `start`.
+        self.task: asyncio.Task[None] | None = None
+        #: What the application turned out to be, in words, once it is loaded.
+        self.kind = ""
 
     async def start(
         self, load: Callable[[], Any], on_failed: Callable[[BaseException], None]
@@ -174,7 +190,7 @@ class Lifespan:
         called `stop`, as one does whose task group lost a task.
         """
         ready: asyncio.Future[RequestCallback] = asyncio.get_running_loop().create_future()
-        self._task = task = asyncio.create_task(self._run(load, ready))
+        self.task = task = asyncio.create_task(self._run(load, ready))
         try:
             await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -194,10 +210,10 @@ class Lifespan:
 
     async def stop(self) -> None:
         """Leave the context managers. Raises what their exits raise."""
-        if self._task is None or self._task.done():
+        if self.task is None or self.task.done():
             return  # never started, or `on_failed` has been told
         self._leave.set()
-        await self._task
+        await self.task
 
     def _on_done(
         self, task: asyncio.Task[None], on_failed: Callable[[BaseException], None]
@@ -224,25 +240,33 @@ class Lifespan:
         name = self._name
         entered: list[Any] = []
         for _ in range(_MAX_STEPS):
-            if _is_context_manager(obj) and not any(obj is one for one in entered):
-                entered.append(obj)
-                obj = await stack.enter_async_context(obj)
+            # What it is, is asked of `real`; what is done, goes through a proxy.
+            real = unwrap(obj)
+            if _is_context_manager(real) and not any(real is one for one in entered):
+                entered.append(real)
+                manager = through(obj, real, "__aenter__")
+                yielded = await stack.enter_async_context(manager)
+                if yielded is not real:
+                    obj = yielded
                 name = f"what the context manager of {self._name} yields"
-            elif isinstance(obj, httputil.HTTPServerConnectionDelegate):
-                self._replace_stock_containers(obj)
-                return obj
-            elif isinstance(obj, tornado.wsgi.WSGIContainer):
-                return self._replacement(obj) or obj
-            elif inspect.isawaitable(obj):
-                obj = await obj
+            elif isinstance(real, httputil.HTTPServerConnectionDelegate):
+                self.kind = _kind_of(real)
+                self._replace_stock_containers(real)
+                return _delegate(obj, real)
+            elif isinstance(real, tornado.wsgi.WSGIContainer):
+                self.kind = "WSGI application"
+                return self._replacement(real) or through(obj, real, "__call__")
+            elif inspect.isawaitable(real):
+                obj = await through(obj, real, "__await__")
                 name = f"what {self._name} returns"
-            elif not callable(obj):
-                raise _error(name, obj, _hint(obj))
-            elif _is_factory(name, obj):
-                obj = obj()
+            elif not callable(real):
+                raise _error(name, real, _hint(real))
+            elif _is_factory(name, real):
+                obj = through(obj, real, "__call__")()
                 name = f"what {self._name} returns"
             else:
-                return self._wrap_wsgi(obj)
+                self.kind = "WSGI application"
+                return self._wrap_wsgi(through(obj, real, "__call__"))
         raise _error(name, obj, "after too many factories that make factories")
 
     def _replacement(self, obj: Any) -> RequestCallback | None:
@@ -251,12 +275,14 @@ class Lifespan:
         None for everything else: a subclass, or one with an executor of its
         own, is what somebody wanted.
         """
-        if type(obj) is tornado.wsgi.WSGIContainer and obj.executor is dummy_executor:
-            return self._wrap_wsgi(obj.wsgi_application)
+        real = unwrap(obj)
+        if type(real) is tornado.wsgi.WSGIContainer and real.executor is dummy_executor:
+            return self._wrap_wsgi(real.wsgi_application)
         return None
 
     def _replace_stock_containers(self, router: Any, seen: frozenset[int] = frozenset()) -> None:
         """Replace those that a rule of `router` leads to, FallbackHandler's arguments included."""
+        router = unwrap(router)
         if isinstance(router, tornado.web.Application):
             router = router.default_router
         if not isinstance(router, RuleRouter) or id(router) in seen:
@@ -268,6 +294,38 @@ class Lifespan:
             for key, value in rule.target_kwargs.items():
                 if replacement := self._replacement(value):
                     rule.target_kwargs[key] = replacement
+
+
+class _Behind(httputil.HTTPServerConnectionDelegate):
+    """A delegate that is reached through a proxy which does not claim to be one."""
+
+    def __init__(self, proxy: Any) -> None:
+        self._proxy = proxy
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        delegate: httputil.HTTPMessageDelegate = self._proxy.start_request(
+            server_conn, request_conn
+        )
+        return delegate
+
+    def on_close(self, server_conn: object) -> None:
+        self._proxy.on_close(server_conn)
+
+
+def _delegate(obj: Any, real: httputil.HTTPServerConnectionDelegate) -> RequestCallback:
+    if isinstance(obj, httputil.HTTPServerConnectionDelegate):
+        return obj
+    return _Behind(obj) if hasattr(obj, "start_request") and hasattr(obj, "on_close") else real
+
+
+def _kind_of(delegate: httputil.HTTPServerConnectionDelegate) -> str:
+    if isinstance(delegate, tornado.web.Application):
+        return "Tornado application"
+    if isinstance(delegate, tornado.wsgi.WSGIContainer):
+        return "WSGI application"
+    return "router" if isinstance(delegate, Router) else "connection delegate"
 
 
 def _is_context_manager(obj: Any) -> bool:
@@ -284,12 +342,17 @@ def _is_factory(name: str, obj: Any) -> bool:
     """
     if isinstance(obj, type) and issubclass(obj, tornado.web.RequestHandler):
         raise _error(name, obj, "put handlers into a tornado.web.Application")
+    if isinstance(obj, type) and obj.__module__.partition(".")[0] in _LIBRARIES:
+        raise _error(name, obj, _instance_hint(name, obj))
     is_native = isinstance(obj, type) and issubclass(obj, httputil.HTTPServerConnectionDelegate)
     is_async = inspect.iscoroutinefunction(obj) or inspect.iscoroutinefunction(
         getattr(type(obj), "__call__", None)  # noqa: B004 - the method, not the answer
     )
     try:
-        signature = inspect.signature(obj)
+        # A decorator's function says by `__wrapped__` what it passes on; an object
+        # that has come so far takes what it says itself.
+        follow = issubclass(type(obj), PLAIN)
+        signature = inspect.signature(obj, follow_wrapped=follow)
     except (TypeError, ValueError):
         return is_native or is_async
     if inspect.isasyncgenfunction(obj) or (
@@ -305,7 +368,11 @@ def _is_factory(name: str, obj: Any) -> bool:
             hint = "an ASGI application needs another worker, such as Gunicorn's own asgi"
         raise _error(name, obj, hint)
     if _can_call(signature, 2):
-        return _can_call(signature, 0) and _has_optional_parameters(signature)
+        if _can_call(signature, 0):
+            return _has_optional_parameters(signature)
+        if isinstance(obj, type) and _makes_callables(obj) and _has_own_parameters(signature):
+            raise _error(name, obj, _instance_hint(name, obj))
+        return False
     if _can_call(signature, 0):
         return True
     raise _error(
@@ -323,12 +390,36 @@ def _can_call(signature: inspect.Signature, arguments: int) -> bool:
 
 def _has_optional_parameters(signature: inspect.Signature) -> bool:
     """Tell `def create_app(config=None, debug=False)` from `def decorated(*args)`."""
-    names = [
+    names = _positional(signature)
+    return len(names) >= 2 and not _WSGI_PARAMETERS.intersection(names[:2])
+
+
+def _has_own_parameters(signature: inspect.Signature) -> bool:
+    """Tell `Flask(import_name, ...)` from `Response(environ, start_response)`."""
+    names = _positional(signature)
+    return bool(names) and not _WSGI_PARAMETERS.intersection(names[:2])
+
+
+def _positional(signature: inspect.Signature) -> list[str]:
+    return [
         parameter.name
         for parameter in signature.parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    return len(names) >= 2 and not _WSGI_PARAMETERS.intersection(names[:2])
+
+
+def _makes_callables(cls: type) -> bool:
+    """Tell a class of WSGI applications from one whose instances are the response's body."""
+    names = {name for base in cls.__mro__ for name in vars(base)}
+    return "__call__" in names and "__iter__" not in names
+
+
+def _instance_hint(name: str, cls: type) -> str:
+    module = name.partition(":")[0] if name.endswith(f":{cls.__name__}") else "module"
+    return (
+        f"this is the class itself: make one in the module, `app = {cls.__name__}(...)`, and name"
+        f" {module}:app"
+    )
 
 
 def _hint(obj: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the client of a cancelled Tornado handler gets: 503, or a response cut short.
+"""What the client of a cancelled or failed Tornado handler gets: no half for a whole.
 
 Replaces a method of Tornado's RequestHandler, two of an old one, in the worker only.
 Knows nothing of who cancels, which is the application or the end of its worker.
@@ -20,9 +20,9 @@ __all__ = ["answer_cancellation"]
 def answer_cancellation() -> None:
     """Have cancelled handlers answer 503, so that clients may try again. Repeating is safe.
 
-    Tornado's 500 says that the server is broken. Where an answer has begun it
-    logs an error and ends that answer as if it were whole; here the connection
-    is closed, which tells the client that it is not.
+    Tornado's 500 says that the server is broken. Where an answer has begun, of a cancelled
+    handler or of one that failed, it logs an error and ends that answer as if it were
+    whole; here the connection is closed, which tells the client that it is not.
     """
     original = RequestHandler.send_error
     if original.__module__ == __name__:
@@ -34,6 +34,10 @@ def answer_cancellation() -> None:
             if self._headers_written:
                 self.request.connection.close()  # type: ignore[union-attr]
                 return
+        elif self._headers_written and not self._finished:
+            connection: Any = self.request.connection
+            if getattr(connection, "ends_with_finish", False):
+                connection.close()  # what Tornado does now, reaches nobody
         original(self, status_code, **kwargs)
 
     RequestHandler.send_error = send_error  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A connection's transport: reading paused and resumed, writing awaited, three ways to end.
+"""A connection's transport: reading paused and resumed, writing awaited, the ways to end.
 
 `Connection` is what a protocol on top of it (http1.py) builds on. Knows asyncio
 and how long things may take; knows nothing of the messages that go through it.
@@ -11,13 +11,19 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import StreamBufferFullError, StreamClosedError
 
 from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
-from tornado_worker.transport import abort, sending_state
+from tornado_worker.transport import (
+    abort,
+    reset_when_closed,
+    resets_when_closed,
+    sending_state,
+)
 
 if TYPE_CHECKING:
     from tornado_worker.server import HTTPServer
+    from tornado_worker.stream import StreamState
 
 __all__ = ["PIECE_MAX", "Connection", "Phase"]
 
@@ -29,6 +35,12 @@ _HELD_MAX = 64 * 1024
 
 # Bytes of one read while a long body arrives; see PieceReader.
 PIECE_MAX = 64 * 1024
+
+# What a connection may write in one turn of the loop before its writes ask who awaits
+# them to wait for the next: bytes, of which each write counts as some more. Fast
+# readers take whatever comes, so that nothing else would give others their turn.
+WRITE_SHARE = 256 * 1024
+WRITE_COST = 16 * 1024
 
 
 class Phase:
@@ -69,7 +81,9 @@ class Connection(asyncio.Protocol):
         "phase",
         "server",
         "since",
+        "stream_state",
         "transport",
+        "write_share",
     )
 
     def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
@@ -89,8 +103,11 @@ class Connection(asyncio.Protocol):
         # How far the peer was in taking what is written, and since when.
         self._progress = 0
         self._progress_since = 0.0
+        self.write_share = WRITE_SHARE
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
+        #: What applications have set on `request.connection.stream`, if one asked for it.
+        self.stream_state: StreamState | None = None
 
     # asyncio.Protocol
 
@@ -111,6 +128,9 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._release_writers()
+
+    def _release_writers(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -118,6 +138,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
+        if self.stream_state is not None:
+            self.stream_state.on_connection_lost(exc)
         if self.transport is not None:
             self.transport.break_cycles()
             self.transport = None
@@ -174,15 +196,33 @@ class Connection(asyncio.Protocol):
     # Writing
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        """Write; the future resolves when the transport wants more."""
+        """Write; the future resolves when the transport wants more, and others had their turn."""
+        if self.stream_state is not None:
+            self._check_write_limit(len(data))
         self.transport.write(data)
-        if not self._writing_paused:
-            return self.server.done
+        share = self.write_share
+        self.write_share = left = share - len(data) - WRITE_COST
+        if left > 0:
+            if not self._writing_paused:
+                return self.server.done
+        elif share > 0:
+            self.server.turns.wait(self._begin_turn)
         future: asyncio.Future[None] = self.loop.create_future()
         if self._drain_waiters is None:
             self._drain_waiters = []
         self._drain_waiters.append(future)
         return future
+
+    def _begin_turn(self) -> None:
+        self.write_share = WRITE_SHARE
+        if not self._writing_paused:
+            self._release_writers()
+
+    def _check_write_limit(self, size: int) -> None:
+        assert self.stream_state is not None
+        limit = self.stream_state.max_write_buffer_size
+        if limit is not None and self.transport.get_write_buffer_size() + size > limit:
+            raise StreamBufferFullError("Reached maximum write buffer size")
 
     def can_send_files(self) -> bool:
         """Tell whether the kernel can take a file's bytes: not with TLS in between."""
@@ -260,7 +300,10 @@ class Connection(asyncio.Protocol):
         if self.transport is not None and self.phase < Phase.CLOSING:
             self.phase = Phase.CLOSING
             self.since = self.loop.time()
-            self.transport.close()
+            if not self.transport.can_write_eof() and resets_when_closed(self.transport):
+                abort(self.transport)  # TLS would tell of an orderly end before the reset
+            else:
+                self.transport.close()
 
     def may_go(self, now: float, stall_timeout: float) -> bool:
         """Tell whether the peer has got all that was written, or takes nothing of the rest."""
@@ -271,6 +314,11 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.phase = Phase.CLOSING
             abort(self.transport)
+
+    def reset_if_cut(self, wanted: bool) -> None:
+        """From now on the peer must see a reset if the connection ends, or no longer."""
+        if self.transport is not None:
+            reset_when_closed(self.transport, wanted)
 
     async def close(self) -> None:
         """Close at once and return when the connection is gone (Tornado's interface)."""

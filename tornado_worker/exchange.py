@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from tornado import httputil
@@ -17,9 +17,10 @@ from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
-from tornado_worker.connection import Phase
+from tornado_worker.connection import WRITE_SHARE, Phase
 from tornado_worker.fields import format_head
 from tornado_worker.isolation import RequestTask
+from tornado_worker.log_guard import guarded
 from tornado_worker.sendfile import send_file
 from tornado_worker.stream import ConnectionView
 
@@ -58,6 +59,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         "keep_alive",
         "max_body_size",
         "observed",
+        "oversize_status",
         "raw_target",
         "read_finished",
         "response_headers",
@@ -90,6 +92,8 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         self.read_finished = False
         self.write_finished = False
         self.max_body_size: int = conn.server.max_body_size
+        #: What a longer body is answered: Tornado's 400, unless its application wants another.
+        self.oversize_status = 400
         self.body_timeout: float | None = conn.server.conn_params.body_timeout
         self._chunked = False
         # Bytes of the response body still owed; None when not known ahead.
@@ -98,20 +102,54 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         # What the latest callback belongs to: Tornado's handlers take theirs
         # back before they detach, and their stream is still theirs.
         self._owner: Any = None
+        conn.write_share = WRITE_SHARE
 
     # What Tornado's HTTP1Connection offers beyond the interface
 
     @property
-    def stream(self) -> ConnectionView:
-        return ConnectionView(self._conn)
+    def stream(self) -> ConnectionView | None:
+        """The connection as an IOStream, as far as that goes; None once it is detached."""
+        conn = self._conn
+        return None if conn.phase == Phase.DETACHED else ConnectionView(conn)
+
+    @stream.setter
+    def stream(self, value: object) -> None:
+        raise AttributeError("stream cannot be set: use detach() to take the connection over")
 
     @property
     def params(self) -> HTTP1ConnectionParameters:
         return self._conn.server.conn_params
 
+    @params.setter
+    def params(self, value: object) -> None:
+        raise AttributeError("params cannot be set: they are the server's, for all connections")
+
+    @property
+    def is_client(self) -> bool:
+        return False
+
+    @is_client.setter
+    def is_client(self, value: object) -> None:
+        if value:
+            raise AttributeError("is_client cannot be set: this is a server's connection")
+
     @property
     def no_keep_alive(self) -> bool:
+        """Whether the connection closes after this exchange. Can be set, before it is over."""
         return not self.keep_alive
+
+    @no_keep_alive.setter
+    def no_keep_alive(self, value: object) -> None:
+        if value:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            raise AttributeError(
+                "no_keep_alive cannot be unset: the client, the server or the application"
+                " has decided already that this connection closes"
+            )
+
+    def read_response(self, delegate: httputil.HTTPMessageDelegate) -> Awaitable[bool]:
+        raise RuntimeError("read_response is for clients: this is a server's connection")
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` if the client goes away before the response is finished."""
@@ -146,6 +184,8 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             stream = IOStream(socket.socket())
             stream.close()
         else:
+            if self._ends_with_close():
+                self._conn.reset_if_cut(False)  # where it ends is the stream's to say
             stream = self._conn.detach(self, owner)
         self._close_callback = None
         self.delegate = None
@@ -161,15 +201,17 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     ) -> asyncio.Future[None]:
         """Write the head and a first chunk; see `tornado.httputil.HTTPConnection`.
 
-        A 1xx status other than 101 is an interim response: more may follow.
+        A 1xx status other than 101 is an interim response: more may follow. Raises
+        ValueError, TypeError or HTTPOutputError for what cannot be sent; if nothing
+        of the response has been sent, the client then gets 500.
         """
         assert isinstance(start_line, httputil.ResponseStartLine)
         code = start_line.code
         conn = self._conn
-        if 100 <= code < 200 and code != 101:
-            return self._write_interim(start_line, headers)
         if not conn.takes_response(self):
             return _closed_future(conn)
+        if isinstance(code, int) and 100 <= code < 200 and code != 101:
+            return self._write_interim(start_line, headers, chunk)
         if self.status:
             conn.abort()
             raise httputil.HTTPOutputError("response headers were written before")
@@ -180,8 +222,10 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             # Whatever the application does next, this exchange is over.
             conn.fail(500)
             raise
-        self.status = code
+        self.status = int(code)
         self.response_headers = headers
+        if self._ends_with_close():
+            conn.reset_if_cut(True)
         if not chunk:
             return conn.write(data)
         body = self._format_chunk(chunk)
@@ -195,46 +239,83 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     ) -> bytes:
         """Decide on framing and persistence; `size` bytes of body follow at once."""
         code = start_line.code
-        length = headers.get("Content-Length")
-        if code in (204, 304, 101) or self.start_line.method == "HEAD":
+        method, _, version = self.start_line
+        if "Transfer-Encoding" in headers:
+            _drop_coding(headers)
+        length = None
+        if "Content-Length" in headers:
+            if code in (101, 204) or (method == "CONNECT" and 200 <= code < 300):
+                _drop(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
+            else:
+                try:
+                    length = _check_length(headers)
+                except ValueError:
+                    # As in Tornado, whose tests want no answer here.
+                    self._conn.abort()
+                    raise
+        if code in (204, 304, 101) or method == "HEAD":
             self._left = 0
-            if code == 204 and length is not None:
-                del headers["Content-Length"]  # RFC 9110 section 8.6: MUST NOT
         elif length is not None:
-            if not (length.isascii() and length.isdigit()):
-                # As in Tornado, whose tests want no answer here.
-                self._conn.abort()
-                raise ValueError(f"invalid Content-Length: expected digits; got {length!r}")
-            self._left = int(length)
-        elif self.start_line.version == "HTTP/1.0":
+            self._left = length
+        elif version == "HTTP/1.0":
             self.keep_alive = False  # only closing can end this body
-        else:
+        elif method != "CONNECT" or not 200 <= code < 300:  # else a tunnel begins
             self._chunked = True
             headers["Transfer-Encoding"] = "chunked"
-        if self.keep_alive:
-            connection = headers.get("Connection")
-            if connection is not None and connection.lower() == "close":
+        options: list[str] = []
+        if "Connection" in headers:
+            options = [option.strip() for option in headers["Connection"].split(",")]
+            if "close" in map(str.lower, options):
                 self.keep_alive = False
-            elif self._left == size and not self._conn.request_is_whole():
-                # The response is complete before the request is: rather than
-                # read the rest for nothing, close, and say so.
-                self.keep_alive = False
+        if self.keep_alive and self._left == size and not self._conn.request_is_whole():
+            # The response is complete before the request is: rather than
+            # read the rest for nothing, close, and say so.
+            self.keep_alive = False
         if not self.keep_alive:
+            if "Keep-Alive" in headers:
+                _drop(headers, "Keep-Alive")
             if code != 101:
-                headers["Connection"] = "close"
-        elif self.start_line.version == "HTTP/1.0":
-            headers["Connection"] = "Keep-Alive"
+                headers["Connection"] = _connection("close", options)
+        elif version == "HTTP/1.0":
+            headers["Connection"] = _connection("Keep-Alive", options)
         return format_head(code, start_line.reason, headers)
 
     def _write_interim(
-        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders
+        self,
+        start_line: httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None,
     ) -> asyncio.Future[None]:
         conn = self._conn
-        if not conn.takes_response(self):
-            return _closed_future(conn)
+        code = start_line.code
+        if self.status:
+            # It would be taken for a part of the body.
+            raise httputil.HTTPOutputError(f"interim response {code} after the final head")
+        if chunk:
+            raise httputil.HTTPOutputError(f"interim response {code} with a body")
         if self.start_line.version == "HTTP/1.0":
             return conn.server.done  # RFC 9110 section 15.2: it would not understand
-        return conn.write(format_head(start_line.code, start_line.reason, headers))
+        for name in ("Content-Length", "Transfer-Encoding"):
+            if name in headers:
+                _drop(headers, name)
+        return conn.write(format_head(code, start_line.reason, headers))
+
+    @property
+    def ends_with_finish(self) -> bool:
+        """Whether a head was written and only `finish` or the end of the connection end the body.
+
+        The client cannot see that a part of it is missing when `finish` is called.
+        """
+        return bool(self.status) and self._left is None and not self.write_finished
+
+    def _ends_with_close(self) -> bool:
+        """Tell whether the end of the connection is the end of the response's body."""
+        return (
+            self._left is None
+            and not self._chunked
+            and self.response_headers is not None
+            and self.start_line.method != "CONNECT"
+        )
 
     def _format_chunk(self, chunk: bytes) -> bytes:
         size = len(chunk)
@@ -262,9 +343,12 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         conn = self._conn
         if not conn.takes_response(self):
             return _closed_future(conn)
-        if self.status == 0:
+        if self.status == 0 and chunk:
             match = re.match(rb"HTTP/1\.\d (\d{3})", chunk)
-            self.status = int(match[1]) if match else 200
+            if match is None:
+                conn.fail(500)
+                raise httputil.HTTPOutputError("body written before the response's head")
+            self.status = int(match[1])
             self.keep_alive = False
         data = self._format_chunk(chunk)
         if not data:
@@ -306,18 +390,33 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
                 f"Tried to write {self._left} bytes less than Content-Length"
             )
         if self.status == 0:
-            conn.abort()
+            # Such as a handler whose cookie could not be written: Tornado's next step is this.
+            conn.fail(500)
             raise httputil.HTTPOutputError("response finished before its headers were written")
         if self._chunked:
             conn.write(b"0\r\n\r\n")
+        elif self._ends_with_close():
+            conn.reset_if_cut(False)
         self.write_finished = True
         self._close_callback = None
+        if conn.stream_state is not None:
+            conn.stream_state.close_callback = None
         if self.read_finished:
             conn.end_exchange(self)
         else:
             # What is reading the request right now ends the exchange if the
             # request proves whole; otherwise nobody needs the rest.
             conn.loop.call_soon(conn.end_early, self)
+
+    # RequestTask
+
+    def done(self) -> bool:
+        return self._conn.exchange is not self
+
+    def on_cancelled(self) -> None:
+        # As when a future that the delegate returned is cancelled.
+        if self._conn.takes_response(self):
+            self._conn.cut()
 
     # For ServerConnection
 
@@ -337,7 +436,41 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
                 self.call_aside(callback)
         except Exception:
             # Whatever the application does there, the exchange is over.
-            app_log.error("Uncaught exception", exc_info=True)
+            guarded(app_log.error, "Uncaught exception", exc_info=True)
+
+
+def _drop(headers: httputil.HTTPHeaders, name: str) -> None:
+    headers[name] = ""  # or Tornado 6.5 cannot delete a field that was repeated
+    del headers[name]
+
+
+def _drop_coding(headers: httputil.HTTPHeaders) -> None:
+    """Take out the application's Transfer-Encoding: the server frames what it sends."""
+    coding = headers["Transfer-Encoding"]
+    if coding.strip().lower() not in ("chunked", "identity", ""):
+        raise httputil.HTTPOutputError(
+            f"invalid Transfer-Encoding: only the server's chunked can be sent; got {coding!r}"
+            " (a compressed body has a Content-Encoding)"
+        )
+    _drop(headers, "Transfer-Encoding")
+
+
+def _check_length(headers: httputil.HTTPHeaders) -> int:
+    """Return the value of Content-Length, which is left with one of equal values."""
+    length = headers["Content-Length"]
+    values = {value.strip() for value in length.split(",")}
+    if len(values) > 1 or not (length := values.pop()).isascii() or not length.isdigit():
+        raise ValueError(
+            f"invalid Content-Length: expected digits; got {headers['Content-Length']!r}"
+        )
+    headers["Content-Length"] = length
+    return int(length)
+
+
+def _connection(option: str, others: list[str]) -> str:
+    """Return the value of a Connection field: ours first, the application's other options."""
+    kept = [other for other in others if other.lower() not in ("", "close", "keep-alive")]
+    return ", ".join([option, *kept])
 
 
 def _closed_future(conn: ServerConnection) -> asyncio.Future[None]:

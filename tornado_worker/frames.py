@@ -17,6 +17,14 @@ __all__ = ["ByteCounter", "FrameCounter", "ObservedStream"]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})")
 
+# Bytes that the application has not taken when the connection is lost, and that are
+# counted all the same: enough for a last message and a close frame, few enough that
+# thousands of tiny frames hold nobody up.
+_UNTAKEN_MAX = 16 * 1024
+# What was taken is counted in groups of so many reads, or bytes.
+_GROUP_READS = 64
+_GROUP_MAX = 4096
+
 _CLOSE = 8
 # Of a control frame (section 5.5).
 _PAYLOAD_MAX = 125
@@ -99,25 +107,50 @@ class ByteCounter:
 
 
 class ObservedStream(TransportStream):
-    """A stream that counts what goes through it, for a line when it closes."""
+    """A stream that counts what goes through it, for a line when it closes.
+
+    What comes in is counted as the application takes it: then the work for a flood of
+    tiny frames is bounded for each turn of the loop as the application's own is.
+    """
 
     exchange: RequestConnection | None = None
     incoming: FrameCounter | ByteCounter
     outgoing: FrameCounter | ByteCounter
 
-    def observe(self, exchange: RequestConnection, data: bytes) -> None:
+    def observe(self, exchange: RequestConnection) -> None:
         headers = exchange.response_headers
         counter: type[FrameCounter | ByteCounter] = ByteCounter
         if headers is not None and headers.get("Upgrade", "").lower() == "websocket":
             counter = FrameCounter
         self.incoming, self.outgoing = counter(), counter()
-        self.incoming.feed(data)
+        self._taken: list[bytes] = []
         self.exchange = exchange
 
-    def data_received(self, data: bytes) -> None:
+    def _consume(self, loc: int) -> bytes:
+        data = super()._consume(loc)
         if self.exchange is not None:
-            self.incoming.feed(data)
-        super().data_received(data)
+            self._taken.append(data)
+            if loc > _GROUP_MAX or len(self._taken) >= _GROUP_READS:
+                self._count_taken()
+        return data
+
+    def _finish_read(self, size: int) -> None:
+        if self._user_read_buffer and self.exchange is not None:
+            self._count_taken()
+            self.incoming.feed(bytes(self._read_buffer[:size]))
+        super()._finish_read(size)
+
+    def _count_taken(self) -> None:
+        taken, self._taken = self._taken, []
+        self.incoming.feed(b"".join(taken))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(exc_info=exc or False)  # completes what reads it can
+        if self.exchange is not None:
+            self._taken.append(bytes(self._read_buffer[:_UNTAKEN_MAX]))
+            self._count_taken()
+        super().connection_lost(exc)
+        self.exchange = None
 
     def write(self, data: bytes | memoryview) -> Any:
         future = super().write(data)

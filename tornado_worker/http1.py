@@ -26,6 +26,7 @@ from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.head import make_request
 from tornado_worker.isolation import IsolatedLoop
+from tornado_worker.log_guard import guarded
 from tornado_worker.reader import MessageError, MessageReader
 from tornado_worker.stream import TransportStream
 from tornado_worker.transport import hang_up
@@ -41,6 +42,7 @@ _ERROR_RESPONSES = {
         (400, "Bad Request"),
         (403, "Forbidden"),
         (408, "Request Timeout"),
+        (413, "Content Too Large"),
         (414, "URI Too Long"),
         (417, "Expectation Failed"),
         (431, "Request Header Fields Too Large"),
@@ -94,7 +96,7 @@ class ServerConnection(Connection):
         elif self.phase == Phase.BODY and self.server.turns.busy:
             self._held, self._at = data, 0
             self._pause_reading()
-            self.server.turns.wait(self)
+            self.server.turns.wait(self._on_turn)
         elif self.phase <= Phase.BODY:
             self._feed(data, 0)
         # Otherwise the connection lingers or closes: read and forget, so that
@@ -244,7 +246,7 @@ class ServerConnection(Connection):
             return False
         assert reader.framing is not None
         kind = "chunked body too large" if reader.framing.chunked else "Content-Length too long"
-        self._refuse(400, kind)
+        self._refuse(exchange.oversize_status, kind)
         return True
 
     def _deliver(self) -> None:
@@ -279,7 +281,7 @@ class ServerConnection(Connection):
             # Others too want something of this turn of the loop. Paused even if little
             # waits: the peer's end must not overtake it.
             self._pause_reading()
-            self.server.turns.wait(self)
+            self.server.turns.wait(self._on_turn)
         else:
             self._held = None
             self._resume_reading()
@@ -297,9 +299,9 @@ class ServerConnection(Connection):
         if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
             self._held = b""
             self._pause_reading()
-            self.server.turns.wait(self)
+            self.server.turns.wait(self._on_turn)
 
-    def on_turn(self) -> None:
+    def _on_turn(self) -> None:
         """Go on with the next message, or a body: what is held of it, or reading more."""
         if self.phase == Phase.IDLE:
             self._next_message()
@@ -397,7 +399,7 @@ class ServerConnection(Connection):
             else:
                 # Not from here: the application is still inside finish(). And each
                 # request takes a turn.
-                self.server.turns.wait(self)
+                self.server.turns.wait(self._on_turn)
 
     def _next_message(self) -> None:
         held, at = self._held, self._at
@@ -413,7 +415,7 @@ class ServerConnection(Connection):
 
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
-        gen_log.info("Malformed HTTP message from %s: %s", self.context, reason)
+        guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
         self.fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
@@ -423,16 +425,21 @@ class ServerConnection(Connection):
             if not isinstance(
                 error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
             ):
-                exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
+                exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
-            self._refuse(400, str(error))
+            delegate = exchange.delegate
+            oversize = (
+                isinstance(delegate, _GzipMessageDelegate)
+                and delegate._decompressed_body_size > exchange.max_body_size
+            )
+            self._refuse(exchange.oversize_status if oversize else 400, str(error))
             return
         if isinstance(error, asyncio.CancelledError):
             self.fail(503, _RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
-            exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
+            exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
         self.fail(500)
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
@@ -517,10 +524,10 @@ class ServerConnection(Connection):
         if phase in (Phase.NEW, Phase.IDLE):
             self._close_gently()
         elif phase == Phase.HEAD:
-            gen_log.info("Timeout reading header from %s", self.context)
+            guarded(gen_log.info, "Timeout reading header from %s", self.context)
             self.fail(408)
         elif phase == Phase.BODY:
-            gen_log.info("Timeout reading body from %s", self.context)
+            guarded(gen_log.info, "Timeout reading body from %s", self.context)
             self.abort()
         elif not self.may_go(self.loop.time(), self.server.stall_timeout):
             self.since = self.loop.time()  # a slow reader: it gets the rest
@@ -579,9 +586,11 @@ class ServerConnection(Connection):
             writing_paused=self._writing_paused,
             max_buffer_size=self.server.max_buffer_size,
             on_closed=self.server.on_stream_closed,
+            turns=self.server.turns,
         )
         stream.owner = owner
         stream.context = exchange.get_context()
+        stream.adopt_state(self.stream_state)
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

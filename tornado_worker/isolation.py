@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from asyncio.tasks import _enter_task, _leave_task  # see "Extending" in asyncio's documentation
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,7 +43,7 @@ class IsolatedLoop:
 
     @property
     def asyncio_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop itself, for `RequestTask`."""
+        """The loop itself."""
         return self._loop
 
     def new_context(self) -> contextvars.Context:
@@ -145,32 +146,117 @@ class IsolatedTransport:
 
 
 class RequestTask:
-    """The context of one request, in which all of the application is called that it concerns.
+    """One request's flow of control: the context and the current task of all that is called for it.
 
-    A base class of what stands for a request; `start_task` comes first.
+    A base class of what stands for a request; `start_task` comes first. Tornado's own
+    server calls applications from a task, and there are agents that tell
+    transactions apart by `asyncio.current_task()`. A real task would cost each request
+    two turns of the loop. This one is no coroutine's and is not among
+    `asyncio.all_tasks()`, but it has a task's methods, as far as they make sense.
     """
 
-    __slots__ = ("_context_of_task", "_loop")
+    __slots__ = ("_cancel_requests", "_loop", "_task_context", "_task_name")
 
     def start_task(self, loop: IsolatedLoop) -> None:
         """Begin, in a context that no other request has touched."""
-        self._loop = loop.asyncio_loop
-        self._context_of_task = loop.new_context()
+        self._loop = loop
+        self._task_context = loop.new_context()
+        self._task_name = ""
+        self._cancel_requests = 0
 
-    def get_context(self) -> contextvars.Context:
-        """Return the context, as `asyncio.Task.get_context()` does."""
-        return self._context_of_task
+    # For the connection layer
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the application, from a callback of the loop; its calls share the context."""
-        return self._context_of_task.run(function, *args, **kwargs)
+        """Call the application; its calls share the context. Not from inside another call."""
+        loop = self._loop.asyncio_loop
+        task: Any = self
+        outer = None
+        try:
+            _enter_task(loop, task)
+        except RuntimeError:
+            # Not from a callback of the loop, as nearly always, but from a task: of
+            # TLS, a write may find room for what waits.
+            outer = _swap_task(loop, task)
+        try:
+            return self._task_context.run(function, *args, **kwargs)
+        finally:
+            _leave_task(loop, task)
+            if outer is not None:
+                _enter_task(loop, outer)
 
     def call_aside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the application, in a copy: also from inside another call of it."""
-        return self._context_of_task.copy().run(function, *args, **kwargs)
+        """Call it in a copy of the context: also from inside another call of it."""
+        loop = self._loop.asyncio_loop
+        task: Any = self
+        outer = _swap_task(loop, task)
+        try:
+            return self._task_context.copy().run(function, *args, **kwargs)
+        finally:
+            _leave_task(loop, task)
+            if outer is not None:
+                _enter_task(loop, outer)
 
     def ensure_future(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
         """Have the application's coroutine run in the context that its calls share."""
         if asyncio.iscoroutine(awaitable):
-            return self._loop.create_task(awaitable, context=self._context_of_task)
+            loop = self._loop.asyncio_loop
+            return loop.create_task(awaitable, context=self._task_context)
         return self.call_aside(asyncio.ensure_future, awaitable)
+
+    def on_cancelled(self) -> None:
+        """End the request, if it is not over: somebody has called `cancel`."""
+        raise NotImplementedError
+
+    # Of asyncio.Task
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop.asyncio_loop
+
+    def get_context(self) -> contextvars.Context:
+        return self._task_context
+
+    def get_coro(self) -> None:
+        return None
+
+    def get_stack(self, *, limit: int | None = None) -> list[Any]:
+        return []
+
+    def get_name(self) -> str:
+        return self._task_name or f"{type(self).__name__}-{id(self):x}"
+
+    def set_name(self, value: object) -> None:
+        self._task_name = str(value)
+
+    def done(self) -> bool:
+        """Tell whether the request is over."""
+        raise NotImplementedError
+
+    def cancel(self, msg: object = None) -> bool:
+        """End the request in the next turn of the loop; False if it is over."""
+        if self.done():
+            return False
+        self._cancel_requests += 1
+        if self._cancel_requests == 1:
+            self._loop.call_soon(self._end_if_cancelled)
+        return True
+
+    def cancelling(self) -> int:
+        return self._cancel_requests
+
+    def uncancel(self) -> int:
+        """Take one call of `cancel` back."""
+        self._cancel_requests = max(0, self._cancel_requests - 1)
+        return self._cancel_requests
+
+    def _end_if_cancelled(self) -> None:
+        if self._cancel_requests:
+            self.on_cancelled()
+
+
+def _swap_task(loop: asyncio.AbstractEventLoop, task: Any) -> Any:
+    """Make `task` the current one; return the one that was, or None."""
+    outer = asyncio.current_task(loop)
+    if outer is not None:
+        _leave_task(loop, outer)
+    _enter_task(loop, task)
+    return outer

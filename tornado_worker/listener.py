@@ -69,6 +69,8 @@ class Acceptor:
         self._listeners: dict[socket.socket, Any] = {}
         self._paused = False
         self._out_of_resources = False
+        #: What limits the room, for the log: a setting and its value.
+        self.limit = ""
         #: None: there is nobody to share with.
         self.share: LoadShare | None = None
         self._yielding = False
@@ -150,7 +152,9 @@ class Acceptor:
             if not self._has_room():
                 if not self._said_full:
                     self._said_full = True
-                    gen_log.warning("connection limit reached: accepting again when one closes")
+                    gen_log.warning(
+                        "connection limit reached (%s): accepting again when one closes", self.limit
+                    )
                 self._pause()
                 return
             try:

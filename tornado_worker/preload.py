@@ -10,11 +10,12 @@ import asyncio
 import functools
 import gc
 import types
+from collections.abc import Sequence
 from typing import Any
 
 from tornado.ioloop import IOLoop
 
-__all__ = ["ADVICE", "check_preloaded"]
+__all__ = ["ADVICE", "callback_name", "check_preloaded"]
 
 ADVICE = (
     "With preload_app the application is loaded once, before the workers are forked, and an event"
@@ -49,21 +50,22 @@ def check_preloaded(log: Any) -> None:
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
     """Name the tasks and callbacks that wait on `loop`; of uvloop's loops, only the tasks."""
-    names = [f"task {_name(task.get_coro())}" for task in asyncio.all_tasks(loop)]
+    names = [f"task {callback_name(task.get_coro())}" for task in asyncio.all_tasks(loop)]
     for attribute in ("_ready", "_scheduled"):
         for handle in getattr(loop, attribute, ()):
             if handle.cancelled():
                 continue
             callback = handle._callback
-            if isinstance(callback, types.MethodType) and callback.__func__ is IOLoop._run_callback:
-                (callback,) = handle._args
             # A task's step is that task, named above.
             if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
-                names.append(f"callback {_name(callback)}")
+                names.append(f"callback {callback_name(callback, handle._args)}")
     return names
 
 
-def _name(obj: Any) -> str:
-    while isinstance(obj, functools.partial):
-        obj = obj.func
-    return str(getattr(obj, "__qualname__", repr(obj)))
+def callback_name(callback: Any, args: Sequence[Any] = ()) -> str:
+    """Name what a loop was asked to call with `args`, or a coroutine; look into Tornado's own."""
+    if isinstance(callback, types.MethodType) and callback.__func__ is IOLoop._run_callback:
+        (callback,) = args
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    return str(getattr(callback, "__qualname__", repr(callback)))

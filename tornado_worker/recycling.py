@@ -34,8 +34,10 @@ class Generation:
     A reload makes a new configuration and so a new generation.
     """
 
-    def __init__(self, siblings: Siblings, cfg: Any, first_age: int) -> None:
+    def __init__(self, siblings: Siblings, cfg: Any, first_age: int, number: int = 0) -> None:
         self.cfg = cfg
+        #: Of the configuration: how many there have been before.
+        self.number = number
         self._siblings = siblings
         # Older than all of its generation, and still younger than the one
         # before: a reload waits for workers up to that age, and for no others.
@@ -86,6 +88,12 @@ class Recycler:
         if not siblings.is_announced(1):
             self._ask(-1)
         return replaced
+
+    def abandon(self) -> None:
+        """End a `replace` that has been cancelled: a reload brings the replacement."""
+        if self._recycling:
+            self._recycling = False
+            self._siblings.unlock()
 
     async def counted_out(self) -> None:
         """Return when the arbiter has heard that it is to have one worker less.

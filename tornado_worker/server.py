@@ -23,9 +23,12 @@ from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
+from tornado_worker.counted_line import CountedLine
+from tornado_worker.exchange import RequestConnection
 from tornado_worker.http1 import ServerConnection
 from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.listener import Acceptor, LoadShare
+from tornado_worker.log_guard import guarded
 from tornado_worker.observer import ExchangeObserver
 from tornado_worker.proxy_protocol import ProxiedConnection
 from tornado_worker.reader import ReaderOptions, Rules
@@ -63,6 +66,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     - `policy`: what peers may say about themselves; without one, what Tornado
       lets them say.
     """
+
+    #: What whoever set `max_connections` calls it, for the log.
+    limit_name = "max_connections"
 
     def initialize(
         self,
@@ -167,9 +173,11 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self.turns = Turns()
         self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._tls_errors = CountedLine(gen_log.warning)
         self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
         self._acceptor = Acceptor(self._on_accepted, self._has_room)
+        self._acceptor.limit = f"{self.limit_name} = {max_connections}"
 
     # Listening
 
@@ -200,6 +208,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
         return self._half_open + len(self._connections) + len(self._streams)
+
+    def exchanges(self) -> list[RequestConnection]:
+        """Return the exchanges that are not over."""
+        return [conn.exchange for conn in self._connections if conn.exchange is not None]
 
     def detached_streams(self) -> list[TransportStream]:
         """Return the streams of the connections that applications have detached, and not closed."""
@@ -240,7 +252,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # Broad: whatever it is, the place must be free again.
             if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
                 if isinstance(e, ssl.SSLError):
-                    gen_log.warning("SSL Error on %s %s: %s", fd, addresses[0], e)
+                    # Any client can have as many of these as it likes.
+                    self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, addresses[0], str(e))
                 elif isinstance(e, OSError):
                     gen_log.info("connection from %s failed: %s", addresses[0], e)
                 sock.close()
@@ -346,7 +359,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         for conn in overdue:
             conn.on_timeout()
         for conn in stalled:
-            gen_log.info("Timeout writing to %s", conn.context)
+            guarded(gen_log.info, "Timeout writing to %s", conn.context)
             conn.abort()
         for conn in lost:
             conn.abort()

@@ -17,28 +17,18 @@ from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
 from tornado_worker.policy import GunicornPolicy
 
 __all__ = [
-    "check_server_options",
+    "SAME_NAME_SETTINGS",
+    "SETTINGS_FOR",
     "loop_factory",
     "parser_options",
     "server_arguments",
     "ssl_context",
 ]
 
-# HTTPServer arguments that no setting of Gunicorn's covers.
-_OPTIONS = (
-    "body_timeout",
-    "chunk_size",
-    "decompress_request",
-    "header_timeout",
-    "max_body_size",
-    "max_buffer_size",
-    "protocol",
-    "stall_timeout",
-    "trusted_downstream",
-    "xheaders",
-)
-# The others, and the setting that has the same job: one place for each thing.
-_SETTINGS = {
+#: Options that are not the server's, but WSGIContainer's.
+_CONTAINER_OPTIONS = {"max_spool_size"}
+#: HTTPServer arguments, and the setting that has the same job: one place for each thing.
+SETTINGS_FOR = {
     "idle_connection_timeout": "keepalive",
     "keepalive_timeout": "keepalive",
     "max_connections": "worker_connections",
@@ -46,8 +36,8 @@ _SETTINGS = {
     "no_keep_alive": "keepalive = 0",
     "ssl_options": "certfile and keyfile, or the ssl_context hook",
 }
-# HTTPServer arguments that bear their setting's name.
-_SAME_NAME = (
+#: HTTPServer arguments that bear their setting's name.
+SAME_NAME_SETTINGS = (
     "casefold_http_method",
     "http_parser",
     "limit_request_field_size",
@@ -59,37 +49,19 @@ _SAME_NAME = (
     "strip_header_spaces",
 )
 
+# Entries of SERVER_OPTIONS for WSGI containers alone.
+_CONTAINER_OPTIONS = {"max_spool_size"}
+
 # What Gunicorn's parsers take for a request line without a limit (bytes).
 _UNLIMITED_LINE = 1024 * 1024
 
 
-def check_server_options(options: Any) -> None:
-    """Raise RuntimeError unless `options` is fit to be SERVER_OPTIONS."""
-    if not isinstance(options, Mapping):
-        raise RuntimeError(
-            "invalid SERVER_OPTIONS: expected a dict of HTTPServer arguments;"
-            f" got {type(options).__name__}"
-        )
-    for name in options:
-        if name in _OPTIONS:
-            continue
-        setting = name if name in _SAME_NAME else _SETTINGS.get(name)
-        if setting is not None:
-            raise RuntimeError(
-                f"invalid SERVER_OPTIONS: {name!r} is Gunicorn's to set: use {setting}"
-            )
-        raise RuntimeError(
-            f"invalid SERVER_OPTIONS: unknown name {name!r}; expected some of {', '.join(_OPTIONS)}"
-        )
-
-
 def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`.
+    """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`, and SERVER_OPTIONS.
 
     Loads the certificate, so it may raise what `ssl` and the user's
     `ssl_context` hook raise.
     """
-    check_server_options(options)
     arguments = parser_options(cfg)
     arguments["max_header_size"] = _max_header_size(cfg)
     arguments["policy"] = GunicornPolicy(cfg)
@@ -99,7 +71,10 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
     if cfg.is_ssl:
         arguments["ssl_options"] = ssl_context(cfg)
-    return {**arguments, **options}
+    for name, value in options.items():
+        if name not in _CONTAINER_OPTIONS:
+            arguments[name] = value
+    return arguments
 
 
 def _max_header_size(cfg: Any) -> int:
@@ -112,7 +87,7 @@ def _max_header_size(cfg: Any) -> int:
 
 def parser_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
-    return {name: getattr(cfg, name) for name in _SAME_NAME}
+    return {name: getattr(cfg, name) for name in SAME_NAME_SETTINGS}
 
 
 def ssl_context(cfg: Any) -> ssl.SSLContext:

@@ -1,7 +1,9 @@
 """What the workers of one master know of each other: a small table in shared memory.
 
 The arbiter makes it before the first fork and gives each worker a row, which that
-worker alone writes. May touch memory and one file lock; knows nothing of loops,
+worker alone should write. Any of them can write anywhere, and may be another user's
+than the arbiter: so the arbiter keeps what it knows outside, and every value read is
+held within bounds. May touch memory and one file lock; knows nothing of loops,
 sockets or signals. Whoever gets no table or no row works on without it.
 """
 
@@ -24,6 +26,9 @@ _ROW_FIELDS = 8
 # More workers than this under one master go without a row.
 _ROWS_MAX = 1024
 
+# More connections than one process can have; above it somebody lies.
+_LOAD_MAX = 1 << 20
+
 # Of new connections, at once: alone, and with others.
 _BATCH_ALONE = 64
 _BATCH_MAX = 8
@@ -35,9 +40,9 @@ _BEYOND_FEW = 32
 _STALE_S = 2.5
 
 # Fields of the heading, which takes the place of the first row.
-_ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING = range(5)
+_ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING, _STOPPING, _FAILED = range(7)
 # Fields of a row.
-_PID, _AGE, _STATE, _LOAD, _REQUESTS, _BEAT = range(6)
+_PID, _AGE, _STATE, _LOAD, _REQUESTS, _BEAT, _GENERATION = range(7)
 
 
 class State:
@@ -48,6 +53,10 @@ class State:
     SERVING = 2  #: accepting connections
     RETIRING = 3  #: leaving because its replacement has come
     DRAINING = 4  #: leaving for any other reason
+    HANDING_OVER = 5  #: accepting until the workers of a reload do
+
+
+_ACCEPTING = (State.SERVING, State.HANDING_OVER)
 
 
 class Sibling(NamedTuple):
@@ -65,6 +74,24 @@ def _milliseconds() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
+def _bounded(value: int, most: int, otherwise: int = 0) -> int:
+    """Return a value that others may have written, or `otherwise` if it cannot be true."""
+    return value if 0 <= value <= most else otherwise
+
+
+def _lock_file() -> int:
+    """Return the descriptor of an empty file, which is there to be locked."""
+    try:
+        fd = os.memfd_create("tornado_worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (AttributeError, OSError):  # not Linux, or not allowed
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    # Whoever inherits it shall not keep anything there.
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
 class Siblings:
     """The table: a heading about the number of workers, and one row for each.
 
@@ -75,68 +102,85 @@ class Siblings:
 
     def __init__(self) -> None:
         """Make an empty table. Raises OSError where there is no shared memory."""
-        try:
-            self._fd = os.memfd_create("tornado_worker")
-        except (AttributeError, OSError):  # not Linux, or not allowed
-            with tempfile.TemporaryFile() as file:
-                self._fd = os.dup(file.fileno())
+        self._lock_fd = _lock_file()
         size = (1 + _ROWS_MAX) * _ROW_FIELDS * _FIELD_BYTES
-        os.ftruncate(self._fd, size)  # sparse: rows never used cost nothing
-        self._fields = memoryview(mmap.mmap(self._fd, size)).cast("q")
+        # Anonymous: a file could be truncated by any worker, and whoever reads
+        # beyond its end, the arbiter too, dies of SIGBUS. Rows never used cost nothing.
+        self._fields = memoryview(mmap.mmap(-1, size)).cast("q")
         self._locked = False
+        # The arbiter's own, which no worker can change; the heading has copies.
         self._arbiter = os.getpid()
+        self._taken: set[int] = set()
+        self._rows_used = 0
+        self._wanted = self._present = 1
 
     # In the arbiter
 
-    def admit(self, worker: object, age: int) -> Row | None:
+    def admit(self, worker: object, age: int, generation: int = 0) -> Row | None:
         """Return a row for `worker`, to be forked soon; None if there is none left.
 
-        The row is free again once the arbiter has forgotten the worker, however
-        that ended: a pid proves nothing, for it may be another process's by then.
+        `generation` counts the configurations. The row is free again once the arbiter
+        has forgotten the worker, however that ended: a pid proves nothing, for it may
+        be another process's by then.
         """
-        fields = self._fields
-        used = fields[_ROWS_USED]
-        for number in range(1, min(used + 1, _ROWS_MAX) + 1):
-            row = Row(self, number)
-            if row.state == State.FREE:
-                break
-        else:
+        taken = self._taken
+        number = next((n for n in range(1, _ROWS_MAX + 1) if n not in taken), None)
+        if number is None:
             return None
-        fields[_ROWS_USED] = max(used, number)
-        row.clear(age)
+        taken.add(number)
+        self._rows_used = max(self._rows_used, number)
+        self._publish()
+        row = Row(self, number)
+        row.clear(age, generation)
         self._arbiter = os.getpid()
         # Not at exit: then a worker would free the rows of its older siblings.
-        weakref.finalize(worker, self._free, row).atexit = False
+        weakref.finalize(worker, self._free, row, number).atexit = False
         return row
 
-    def _free(self, row: Row) -> None:
+    def _free(self, row: Row, number: int) -> None:
         if os.getpid() == self._arbiter:
+            self._taken.discard(number)
             row.state = State.FREE
+
+    def _publish(self) -> None:
+        fields = self._fields
+        fields[_ROWS_USED] = self._rows_used
+        fields[_WANTED] = self._wanted
+        fields[_PRESENT] = self._present
 
     def on_reset(self, number: int) -> None:
         """The configuration has just said how many workers there shall be."""
-        self._fields[_WANTED] = self._fields[_PRESENT] = number
+        self._wanted = self._present = number
+        self._publish()
 
     def on_changed(self, new: int, old: int) -> None:
         """The arbiter has changed its number, for an operator or for a worker's request."""
-        fields = self._fields
-        fields[_PRESENT] = new
+        self._present = new
         if new == old + 1 and self.is_announced(1):
-            fields[_ADDING] = 0
+            self._fields[_ADDING] = 0
         elif new == old - 1 and self.is_announced(-1):
-            fields[_REMOVING] = 0
+            self._fields[_REMOVING] = 0
         else:
-            fields[_WANTED] = max(min(new, 1), fields[_WANTED] + new - old)
+            self._wanted = max(min(new, 1), self._wanted + new - old)
+        self._publish()
+
+    def on_stop(self) -> None:
+        """The arbiter is about to end all workers."""
+        self._fields[_STOPPING] = 1
 
     # In a worker
 
     @property
     def wanted(self) -> int:
-        return self._fields[_WANTED]
+        return _bounded(self._fields[_WANTED], _ROWS_MAX, 1)
 
     @property
     def present(self) -> int:
-        return self._fields[_PRESENT]
+        return _bounded(self._fields[_PRESENT], _ROWS_MAX, 1)
+
+    @property
+    def stopping(self) -> bool:
+        return self._fields[_STOPPING] == 1
 
     def announce(self, change: int, valid_s: float) -> None:
         """Note that the arbiter is about to get a request for one worker more (1) or less (-1).
@@ -158,7 +202,7 @@ class Siblings:
             try:
                 # POSIX locks belong to a process, and the kernel drops them
                 # with it: no crash can leave one behind.
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
             except OSError:
                 return False
             self._locked = True
@@ -166,11 +210,14 @@ class Siblings:
         return False
 
     def unlock(self) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1)
         self._locked = False
 
     def serving_others(self, row: Row) -> int:
-        """Return how many workers accept connections, not counting that of `row`."""
+        """Return how many workers accept connections, not counting that of `row`.
+
+        Nor those that only wait for the workers of a reload.
+        """
         fields = self._fields
         return sum(
             fields[start + _STATE] == State.SERVING
@@ -178,14 +225,44 @@ class Siblings:
             if start != row.start
         )
 
+    def accepting_others(self, row: Row) -> int:
+        """Return how many workers accept connections, not counting that of `row`."""
+        fields = self._fields
+        return sum(
+            fields[start + _STATE] in _ACCEPTING for start in self._starts() if start != row.start
+        )
+
+    def newer(self, row: Row) -> tuple[int, int]:
+        """Return how many workers of newer configurations boot, and how many accept."""
+        fields = self._fields
+        mine = fields[row.start + _GENERATION]
+        states = [
+            fields[start + _STATE] for start in self._starts() if fields[start + _GENERATION] > mine
+        ]
+        return states.count(State.BOOTING), sum(state in _ACCEPTING for state in states)
+
+    def surplus(self) -> bool:
+        """Tell whether there are more workers than the arbiter wants to have."""
+        fields = self._fields
+        return sum(fields[start + _STATE] != State.FREE for start in self._starts()) > self.present
+
+    def note_failure(self) -> None:
+        """Note that a worker could not load its application."""
+        self._fields[_FAILED] = _milliseconds()
+
+    def since_failure(self) -> float:
+        """Return the seconds since a worker could not load its application."""
+        failed = self._fields[_FAILED]
+        return (_milliseconds() - failed) / 1000 if failed else float("inf")
+
     def mean_load(self) -> tuple[float, int]:
         """Return connections per worker that accepts, and how many those are."""
         fields = self._fields
         total = count = 0
         oldest = _milliseconds() - int(_STALE_S * 1000)
         for start in self._starts():
-            if fields[start + _STATE] == State.SERVING and fields[start + _BEAT] >= oldest:
-                total += fields[start + _LOAD]
+            if fields[start + _STATE] in _ACCEPTING and fields[start + _BEAT] >= oldest:
+                total += _bounded(fields[start + _LOAD], _LOAD_MAX)
                 count += 1
         return (total / count if count else 0.0), count
 
@@ -194,15 +271,16 @@ class Siblings:
         now = _milliseconds()
         siblings = []
         for start in self._starts():
-            row = self._fields[start : start + _ROW_FIELDS]
-            if row[_STATE] != State.FREE:
-                beat = (now - row[_BEAT]) / 1000
-                siblings.append(Sibling._make([*row[:_BEAT], beat]))
+            row = self._fields[start : start + _ROW_FIELDS].tolist()
+            if State.FREE < row[_STATE] <= State.HANDING_OVER:
+                beat = max(0, now - row[_BEAT]) / 1000
+                numbers = [max(0, number) for number in row[:_BEAT]]
+                siblings.append(Sibling._make([*numbers, beat]))
         return sorted(siblings, key=lambda sibling: sibling.age)
 
     def _starts(self) -> range:
-        end = (1 + self._fields[_ROWS_USED]) * _ROW_FIELDS
-        return range(_ROW_FIELDS, end, _ROW_FIELDS)
+        used = _bounded(self._fields[_ROWS_USED], _ROWS_MAX, _ROWS_MAX)
+        return range(_ROW_FIELDS, (1 + used) * _ROW_FIELDS, _ROW_FIELDS)
 
 
 class Row:
@@ -215,11 +293,12 @@ class Row:
         self._fields = siblings._fields
         self.start = number * _ROW_FIELDS
 
-    def clear(self, age: int) -> None:
+    def clear(self, age: int, generation: int) -> None:
         fields, start = self._fields, self.start
         for field in range(_ROW_FIELDS):
             fields[start + field] = 0
         fields[start + _AGE] = age
+        fields[start + _GENERATION] = generation
         fields[start + _STATE] = State.BOOTING
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
+from tornado_worker.stop_requests import Leave
 from tornado_worker.watchdog import format_stack
 
 __all__ = ["QUICK_EXIT_S", "SignalHandlers"]
@@ -35,6 +36,9 @@ class SignalHandlers(Worker):
     `init_signals`, and says with `_loading` and `_serving` how far it has come.
     """
 
+    #: The signals whose handlers are this class's.
+    HANDLED = (*Worker.SIGNALS, signal.SIGALRM)
+
     alive: bool
     _loop: asyncio.AbstractEventLoop
     _loading: asyncio.Task[None] | None = None
@@ -42,14 +46,18 @@ class SignalHandlers(Worker):
     _hurried = False
     #: One that is no request's.
     _context: contextvars.Context
+    #: Whether `_serve()` has begun.
+    _served = False
+    #: The first reason to leave, for the log.
+    _why = "?"
     #: When the loop last turned, by its own clock.
     _last_beat = 0.0
 
-    def _begin_drain(self, timeout: float | None = None) -> None:
+    def _begin_drain(self, timeout: float | None = None, *, why: str) -> None:
         """Stop accepting, and leave when what is in flight is done. Called on the loop."""
         raise NotImplementedError
 
-    def _end_quickly(self) -> None:
+    def _end_quickly(self, why: str) -> None:
         """Cut what is in flight and leave. Called on the loop."""
         raise NotImplementedError
 
@@ -70,6 +78,20 @@ class SignalHandlers(Worker):
             os.kill(os.getpid(), number)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def _is_own_handler(self, handler: Any) -> bool:
+        return getattr(handler, "__self__", None) is self
+
+    def _is_for_child(self, sig: int) -> bool:
+        """Have the system do what `sig` means, in a process that is not the worker.
+
+        It has its own handlers back (see `forked.py`), unless the signal was faster.
+        """
+        if os.getpid() == self.pid:
+            return False
+        signal.signal(sig, signal.SIG_DFL)
+        os.kill(os.getpid(), sig)
+        return True
+
     def _ignore_term(self) -> None:
         """For the end of the process, when TERM has nothing more to ask for.
 
@@ -89,17 +111,22 @@ class SignalHandlers(Worker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """TERM: leave when what is in flight is done."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         self._call_soon(self._on_term)
 
-    def _on_term(self) -> None:
+    def _on_term(self, why: str = "TERM") -> None:
         if self._serving:
-            self._begin_drain()
+            self._begin_drain(why=why)
         elif self._loading is not None and not self._loading.cancelling():
+            self._why = why
             self._loading.cancel()  # once: the next one is for what cleans up
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """QUIT, INT: leave at once."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         first, self._hurried = not self._hurried, True
         if first:
@@ -107,19 +134,26 @@ class SignalHandlers(Worker):
         if not self._serving:
             sys.exit(0)
         if first:
-            self._call_soon(self._end_quickly)
+            self._call_soon(self._end_quickly, signal.Signals(sig).name.removeprefix("SIG"))
             signal.signal(signal.SIGALRM, self._on_quit_overdue)
             signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S + 0.5)
 
     def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
+        if self._is_for_child(sig):
+            return
         # Whatever catches the SystemExit must not catch this.
-        signal.signal(signal.SIGALRM, lambda sig, frame: os._exit(0))
+        signal.signal(signal.SIGALRM, self._on_quit_ignored)
         signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S)
         self.log.warning("Leaving in the middle of:\n%s", format_stack(frame))
         self._exit(0)
 
+    def _on_quit_ignored(self, sig: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
+        if self._is_for_child(sig):
+            return
         self.alive = False
         self.log.error(
             "Worker (pid:%s) aborted %.1f s after its last heartbeat, in the middle of:\n%s",
@@ -133,12 +167,16 @@ class SignalHandlers(Worker):
     def _exit(self, status: int) -> None:
         # uvloop keeps what a protocol raises to itself: then the loop, which
         # turns again, has to raise it.
-        self._call_soon(sys.exit, status)
-        sys.exit(status)
+        self._call_soon(self._leave_now, status)
+        self._leave_now(status)
+
+    def _leave_now(self, status: int) -> None:
+        raise Leave(status)
 
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """USR1: reopen the log files."""
-        self._call_soon(self.log.reopen_files)
+        if not self._is_for_child(sig):
+            self._call_soon(self.log.reopen_files)
 
     def handle_winch(self, sig: int, frame: FrameType | None) -> None:
         """WINCH: the terminal's business."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tornado import ioloop
 from tornado.iostream import (
@@ -24,13 +26,15 @@ from tornado.iostream import (
 )
 from tornado.log import gen_log
 
+from tornado_worker.connection import WRITE_COST, WRITE_SHARE, Phase
 from tornado_worker.isolation import IsolatedTransport
 from tornado_worker.transport import abort, hang_up, sending_state
+from tornado_worker.turns import Turns
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
 
-__all__ = ["ConnectionView", "TransportStream"]
+__all__ = ["ConnectionView", "StreamState", "TransportStream"]
 
 # Bytes kept while nobody reads before the socket is left alone.
 _UNREAD_MAX = 64 * 1024
@@ -38,6 +42,19 @@ _UNREAD_MAX = 64 * 1024
 # how long a peer may take none of them (seconds).
 _FLUSH_CHECK_S = 1.0
 _FLUSH_TIMEOUT_S = 30.0
+# What of the bytes that are there already may be read in one turn of the loop, before
+# reading waits for the next: bytes, of which each read counts as some more. A reader of
+# tiny frames, three reads each, would otherwise go on for as long as a peer can send.
+_READ_SHARE = 256 * 1024
+_READ_COST = 4 * 1024
+
+_DETACH_FIRST = (
+    "HTTP reads from this connection: call request.connection.detach() to read from its stream"
+)
+# Tornado's default.
+_CHUNK_SIZE = 64 * 1024
+_OWN_CHUNKS = "the event loop decides how much it reads at once"
+_TRANSPORT_OWNS = "an asyncio transport reads and writes this connection"
 
 
 class TransportSocket:
@@ -51,45 +68,242 @@ class TransportSocket:
         self._socket = transport.get_extra_info("socket")
         self._tls = transport.get_extra_info("ssl_object")
 
+    @property
+    def is_tls(self) -> bool:
+        return self._tls is not None
+
     def __getattr__(self, name: str) -> Any:
         if self._tls is not None and hasattr(self._tls, name):
             return getattr(self._tls, name)
         return getattr(self._socket, name)
 
 
+class StreamState:
+    """What applications have set on the stream of a connection that HTTP has.
+
+    It stays with the connection, whose views come and go, and goes over to the stream
+    that `detach()` makes of it.
+    """
+
+    __slots__ = (
+        "close_callback",
+        "detached",
+        "error",
+        "max_buffer_size",
+        "max_write_buffer_size",
+    )
+
+    def __init__(self) -> None:
+        self.close_callback: Callable[[], None] | None = None
+        self.detached: TransportStream | None = None
+        self.error: BaseException | None = None
+        self.max_buffer_size: int | None = None
+        self.max_write_buffer_size: int | None = None
+
+    def on_connection_lost(self, exc: BaseException | None) -> None:
+        self.error = self.error or exc
+        callback, self.close_callback = self.close_callback, None
+        if callback is not None:
+            ioloop.IOLoop.current().add_callback(callback)
+
+
+def _refuse_call(name: str, reason: str) -> Callable[..., NoReturn]:
+    def refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
+        raise RuntimeError(f"{name}: {reason}")
+
+    refuse.__name__ = name
+    return refuse
+
+
+def _until_detached(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method of a view one of the detached stream's, once there is one."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(self: ConnectionView, *args: Any, **kwargs: Any) -> Any:
+        stream = self._state.detached
+        if stream is not None:
+            return getattr(stream, name)(*args, **kwargs)
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _attribute(
+    set_own: Callable[[Any, Any], None] | None = None, *, reason: str = _TRANSPORT_OWNS
+) -> Callable[[Callable[[Any], Any]], property]:
+    """Return a decorator: an attribute that is the detached stream's, once there is one."""
+
+    def decorate(get_own: Callable[[Any], Any]) -> property:
+        name = get_own.__name__
+
+        def get(self: ConnectionView) -> Any:
+            stream = self._state.detached
+            return get_own(self) if stream is None else getattr(stream, name)
+
+        def set(self: ConnectionView, value: Any) -> None:
+            stream = self._state.detached
+            if stream is not None:
+                setattr(stream, name, value)
+            elif set_own is not None:
+                set_own(self, value)
+            else:
+                raise AttributeError(f"{name} cannot be set: {reason}")
+
+        return property(get, set, doc=get_own.__doc__)
+
+    return decorate
+
+
 class ConnectionView:
-    """What `request.connection.stream` offers while HTTP has the connection."""
+    """What `request.connection.stream` is while HTTP has the connection.
+
+    All that an IOStream has, as far as it goes without taking the connection away from
+    HTTP; what does not says why. Made anew for each look; views of one connection are
+    equal, and what is set on one is set on all, and on the stream that `detach()` returns.
+    """
+
+    __slots__ = ("_conn", "_state")
 
     def __init__(self, conn: ServerConnection) -> None:
+        if conn.stream_state is None:
+            conn.stream_state = StreamState()
         self._conn = conn
+        self._state = conn.stream_state
 
-    @property
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ConnectionView):
+            return self._conn is other._conn
+        return other is not None and other is self._state.detached
+
+    def __hash__(self) -> int:
+        return hash(self._conn)
+
+    # Attributes
+
+    @_attribute(reason="the connection stays on the loop that accepted it")
     def io_loop(self) -> ioloop.IOLoop:
         return ioloop.IOLoop.current()
 
-    @property
+    @_attribute()
     def socket(self) -> Any:
         """The socket, or None when the connection is closed."""
         transport = self._conn.transport
         return None if transport is None else TransportSocket(transport)
 
+    @_attribute(reason="pass it to close(exc_info=...)")
+    def error(self) -> BaseException | None:
+        """What the connection was lost for, or `close` was given."""
+        return self._state.error
+
+    @_attribute(reason=_OWN_CHUNKS)
+    def read_chunk_size(self) -> int:
+        return _CHUNK_SIZE
+
+    def _set_max_buffer_size(self, value: int) -> None:
+        self._state.max_buffer_size = value
+
+    @_attribute(_set_max_buffer_size)
+    def max_buffer_size(self) -> int:
+        """What the stream that `detach` returns buffers at most; HTTP has limits of its own."""
+        return self._state.max_buffer_size or self._conn.server.max_buffer_size
+
+    def _set_max_write_buffer_size(self, value: int | None) -> None:
+        self._state.max_write_buffer_size = value
+
+    @_attribute(_set_max_write_buffer_size)
+    def max_write_buffer_size(self) -> int | None:
+        """What may wait to be sent (None: any) before writes raise StreamBufferFullError."""
+        return self._state.max_write_buffer_size
+
+    # Methods
+
+    @_until_detached
     def closed(self) -> bool:
-        return self._conn.transport is None
+        transport = self._conn.transport
+        return transport is None or bool(transport.is_closing())
 
-    def write(self, data: bytes) -> asyncio.Future[None]:
+    @_until_detached
+    def reading(self) -> bool:
+        """Tell whether HTTP waits for bytes of a request."""
+        return not self.closed() and self._conn.phase <= Phase.BODY
+
+    @_until_detached
+    def writing(self) -> bool:
+        return not self.closed() and self._conn.transport.get_write_buffer_size() > 0
+
+    @_until_detached
+    def fileno(self) -> Any:
+        return self.socket  # as Tornado's does
+
+    @_until_detached
+    def get_fd_error(self) -> Exception | None:
+        return None if self.closed() else IOStream.get_fd_error(self)  # type: ignore[arg-type]
+
+    @_until_detached
+    def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         """Write bytes that the exchange knows nothing of."""
-        if self._conn.transport is None:
-            raise StreamClosedError()
-        return self._conn.write(data)
+        conn = self._conn
+        if self.closed() or conn.phase >= Phase.LINGER:
+            raise StreamClosedError(real_error=self._state.error)
+        return conn.write(bytes(data))
 
+    @_until_detached
     def close(self, exc_info: Any = False) -> None:
         """Close the connection; what was written before still leaves."""
+        if isinstance(exc_info, tuple):
+            exc_info = exc_info[1]
+        elif exc_info and not isinstance(exc_info, BaseException):
+            exc_info = sys.exc_info()[1]
+        if exc_info and not self.closed():
+            self._state.error = exc_info
         self._conn.close_written()
 
+    @_until_detached
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` when the connection is closed before the response is finished.
+
+        As in Tornado, which takes it back when it has the connection to itself again:
+        between requests and on `detach`.
+        """
+        self._state.close_callback = callback
+
+    @_until_detached
     def set_nodelay(self, value: bool) -> None:
         transport = self._conn.transport
         if transport is not None:
             _set_nodelay(transport, value)
+
+    @property
+    def wait_for_handshake(self) -> Callable[[], asyncio.Future[Any]]:
+        """SSLIOStream's, where there is TLS: done, for HTTP begins after the handshake."""
+        return _wait_for_handshake(self)
+
+    read_bytes = _until_detached(_refuse_call("read_bytes", _DETACH_FIRST))
+    read_into = _until_detached(_refuse_call("read_into", _DETACH_FIRST))
+    read_until = _until_detached(_refuse_call("read_until", _DETACH_FIRST))
+    read_until_close = _until_detached(_refuse_call("read_until_close", _DETACH_FIRST))
+    read_until_regex = _until_detached(_refuse_call("read_until_regex", _DETACH_FIRST))
+    read_from_fd = _until_detached(_refuse_call("read_from_fd", _TRANSPORT_OWNS))
+    write_to_fd = _until_detached(_refuse_call("write_to_fd", _TRANSPORT_OWNS))
+    close_fd = _until_detached(_refuse_call("close_fd", "call close()"))
+    connect = _until_detached(_refuse_call("connect", "this stream is connected already"))
+    start_tls = _until_detached(
+        _refuse_call("start_tls", "TLS cannot begin on a connection that HTTP has")
+    )
+
+
+def _wait_for_handshake(stream: Any) -> Callable[[], asyncio.Future[Any]]:
+    sock = stream.socket
+    if sock is not None and not sock.is_tls:
+        raise AttributeError("wait_for_handshake: this connection has no TLS")
+
+    def wait_for_handshake() -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = stream.io_loop.asyncio_loop.create_future()
+        future.set_result(stream)
+        return future
+
+    return wait_for_handshake
 
 
 def _set_nodelay(transport: Any, value: bool) -> None:
@@ -116,6 +330,12 @@ class TransportStream(IOStream):
     #: The context of the request that detached it.
     context: contextvars.Context | None = None
 
+    # What is left of this turn's shares. At 0 or below a new turn is on its way.
+    _read_share = _READ_SHARE
+    _write_share = WRITE_SHARE
+    # Whether the read that is pending can be completed, and waits for its turn.
+    _read_turn_due = False
+
     def __init__(
         self,
         transport: IsolatedTransport,
@@ -125,6 +345,7 @@ class TransportStream(IOStream):
         writing_paused: bool = False,
         max_buffer_size: int | None = None,
         on_closed: Callable[[TransportStream], None] | None = None,
+        turns: Turns,
     ) -> None:
         """Take `transport` over; `data` was read from it before."""
         # IOStream.__init__ wants a socket to poll; ours belongs to the transport.
@@ -132,6 +353,7 @@ class TransportStream(IOStream):
         self.socket: Any = TransportSocket(transport)
         self._transport = transport
         self._on_closed = on_closed
+        self._turns = turns
         self._reading_paused = reading_paused
         self._writing_paused = writing_paused
         self._drain_waiters: list[asyncio.Future[None]] = []
@@ -150,10 +372,11 @@ class TransportStream(IOStream):
                 return  # what was given may be a memoryview, to which nothing can be added
         self._read_buffer += data
         self._read_buffer_size += len(data)
-        if self._read_future is None:
+        if self._read_future is None or self._read_turn_due:
             if self._read_buffer_size >= _UNREAD_MAX:
                 self._pause_reading()
             return
+        self._read_share = _READ_SHARE
         try:
             pos = self._find_read_pos()
         except UnsatisfiableReadError as e:
@@ -174,6 +397,9 @@ class TransportStream(IOStream):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._release_writers()
+
+    def _release_writers(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -196,7 +422,15 @@ class TransportStream(IOStream):
     def _try_inline_read(self) -> None:
         pos = self._find_read_pos()
         if pos is not None:
-            self._read_from_buffer(pos)
+            share = self._read_share
+            self._read_share = left = share - pos - _READ_COST
+            if left > 0:
+                self._read_from_buffer(pos)
+            else:
+                self._read_turn_due = True
+                if share > 0:
+                    self._turns.wait(self._begin_read_turn)
+                return
         else:
             self._check_closed()
             if self._read_buffer_size > self.max_buffer_size:
@@ -204,6 +438,18 @@ class TransportStream(IOStream):
                 gen_log.error("Reached maximum read buffer size")
                 self.close(exc_info=error)
                 raise error
+        if self._read_buffer_size < _UNREAD_MAX or self._read_future is not None:
+            self._resume_reading()
+
+    def _begin_read_turn(self) -> None:
+        """Complete a read that has waited for this turn of the loop."""
+        self._read_share = _READ_SHARE
+        self._read_turn_due = False
+        if self._read_future is None:
+            return  # completed when the stream was closed
+        pos = self._find_read_pos()
+        if pos is not None:
+            self._read_from_buffer(pos)
         if self._read_buffer_size < _UNREAD_MAX or self._read_future is not None:
             self._resume_reading()
 
@@ -244,13 +490,22 @@ class TransportStream(IOStream):
         future: asyncio.Future[None] = self.io_loop.asyncio_loop.create_future()  # type: ignore[attr-defined]
         if data:
             self._transport.write(data)
-        if self._writing_paused:
+        share = self._write_share
+        self._write_share = left = share - len(data) - WRITE_COST
+        if left <= 0 < share:
+            self._turns.wait(self._begin_write_turn)
+        if self._writing_paused or left <= 0:
             self._drain_waiters.append(future)
             # Whoever does not await a write need not hear that it failed.
             self._transport.loop.add_done_callback(future, _retrieve)
         else:
             future.set_result(None)
         return future
+
+    def _begin_write_turn(self) -> None:
+        self._write_share = WRITE_SHARE
+        if not self._writing_paused:
+            self._release_writers()
 
     def writing(self) -> bool:
         return not self._closed and self._transport.get_write_buffer_size() > 0
@@ -259,6 +514,14 @@ class TransportStream(IOStream):
         """Call `function` in a copy of the context of the request that detached the stream."""
         context = self.context
         return function(*args) if context is None else context.copy().run(function, *args)
+
+    def adopt_state(self, state: StreamState | None) -> None:
+        """Go on as what applications have made of the connection's stream before."""
+        if state is not None:
+            state.close_callback = None
+            state.detached = self
+            self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
+            self.max_write_buffer_size = state.max_write_buffer_size
 
     def adopt_waiters(self, waiters: Iterable[asyncio.Future[None]] | None) -> None:
         """Take over the futures of writes made before the stream existed."""
@@ -310,17 +573,43 @@ class TransportStream(IOStream):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))
+        # What has come can be read after the end too, and waits for its turn there too.
+        waiting = None
+        if self._read_future is not None and self._read_turn_due:
+            waiting, self._read_future = self._read_future, None
         context, self._close_context = self._close_context, None
         if context is None:
             super()._signal_closed()
         else:
             context.run(super()._signal_closed)
+        if waiting is not None:
+            self._read_future = waiting
 
     def _add_io_state(self, state: int) -> None:
         pass  # the transport polls
 
     def _maybe_add_error_listener(self) -> None:
         pass  # the transport reports a lost connection by itself
+
+    @property
+    def read_chunk_size(self) -> int:
+        return _CHUNK_SIZE
+
+    @read_chunk_size.setter
+    def read_chunk_size(self, value: int) -> None:
+        if "socket" in self.__dict__:  # else it is BaseIOStream that sets it
+            raise AttributeError(f"read_chunk_size cannot be set: {_OWN_CHUNKS}")
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> NoReturn:
+        raise RuntimeError(f"read_from_fd: {_TRANSPORT_OWNS}")
+
+    def write_to_fd(self, data: memoryview) -> NoReturn:
+        raise RuntimeError(f"write_to_fd: {_TRANSPORT_OWNS}")
+
+    @property
+    def wait_for_handshake(self) -> Callable[[], asyncio.Future[Any]]:
+        """SSLIOStream's, where there is TLS: done long ago."""
+        return _wait_for_handshake(self)
 
     def set_nodelay(self, value: bool) -> None:
         if not self._closed:

@@ -6,14 +6,23 @@ For connections and for the streams that take them over. Knows nothing of either
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import socket
 import struct
+import sys
 import termios
 from typing import Any
 
-__all__ = ["abort", "hang_up", "sending_state"]
+__all__ = [
+    "abort",
+    "hang_up",
+    "reset_when_closed",
+    "resets_when_closed",
+    "sending_state",
+]
+
 
 # Whether this process may have children with copies of its sockets.
 _has_forked = False
@@ -28,6 +37,46 @@ def _note_fork(has_forked: bool) -> None:
 os.register_at_fork(
     after_in_parent=lambda: _note_fork(True), after_in_child=lambda: _note_fork(False)
 )
+
+
+# The value of SO_LINGER with which close() sends a reset.
+_RESET = struct.pack("ii", 1, 0)
+_NO_RESET = struct.pack("ii", 0, 0)
+
+
+def reset_when_closed(transport: Any, wanted: bool) -> None:
+    """Have the end of the connection reach the peer as a reset, however it comes.
+
+    For as long as a part of what has no end of its own has left: its peer would take an
+    orderly end for the end of the whole. The kernel keeps to it even when this process
+    is killed. Unix sockets have no resets.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        # A connection that has gone needs neither.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if wanted else _NO_RESET)
+
+
+def resets_when_closed(transport: Any) -> bool:
+    """Tell whether `reset_when_closed` is in force."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return sock is not None and _resets(sock)
+    except OSError:
+        return False
+
+
+def _resets(sock: Any) -> bool:
+    option = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET))
+    return bool(option[:4] != _NO_RESET[:4] and option[4:] == _RESET[4:])
+
+
+def _disconnect(fd: int) -> None:
+    """Reset a TCP connection, whoever else has its socket (Linux; elsewhere nothing does)."""
+    if sys.platform == "linux":
+        # connect() to an address of no family, which Python's does not offer.
+        ctypes.CDLL(None).connect(fd, bytes(16), 16)
 
 
 def hang_up(transport: Any) -> None:
@@ -45,12 +94,17 @@ def hang_up(transport: Any) -> None:
     with socket.socket(sock.family, sock.type, sock.proto, fd) as same:
         # A peer that has gone is no news.
         with contextlib.suppress(OSError):
-            same.shutdown(socket.SHUT_WR)
+            if _resets(same):
+                _disconnect(fd)
+            else:
+                same.shutdown(socket.SHUT_WR)
         same.detach()
 
 
 def abort(transport: Any) -> None:
-    """Abort a transport, and let the peer know."""
+    """Abort a transport, and let the peer know: with a reset if it does not get all."""
+    if transport.get_write_buffer_size():
+        reset_when_closed(transport, True)
     if not transport.can_write_eof():
         # TLS: its layers call connection_lost when the socket has been closed.
         hang_up(transport)

@@ -1,8 +1,10 @@
-"""Turns of the loop, shared out among connections that have more to be read than fits in one.
+"""Turns of the loop, shared out among connections that want more than fits in one.
 
-What a peer sends costs more to read than to send, if it is made for that, so what one connection
-may have read in a turn is bounded (http1.py), and how many of those that want more get it in the
-next turn is bounded here. In between, the loop serves the others. Knows nothing of messages.
+What a peer sends costs more to read than to send, if it is made for that; an application that
+writes to a fast reader, or reads what has come already, never has to wait. So what one connection
+may do in a turn is bounded (http1.py, connection.py, stream.py), and how many of those that want
+more go on in the next turn is bounded here. In between, the loop serves the others. Knows nothing
+of connections.
 """
 
 from __future__ import annotations
@@ -10,28 +12,25 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 __all__ = ["Turns"]
 
-# For those that wait, of each turn (seconds). A request on a new connection takes about eight
-# turns, from its being accepted to its response.
+# How many go on in one turn, and for how long (seconds). Both, because what goes on may do its
+# work only later in the turn. A request on a new connection takes about eight turns, from its
+# being accepted to its response; a share of tiny frames or writes takes half a millisecond.
+_COUNT_MAX = 4
 _SHARE_S = 0.002
 
 
-class _Waiting(Protocol):
-    def on_turn(self) -> None:
-        """Go on, with a bounded amount of work."""
-
-
 class Turns:
-    """Connections that wait for another turn, in the order in which they came."""
+    """Lets those that wait go on, a few in each turn, in the order in which they came."""
 
     #: Calls a function in the loop's next turn; for the server to set.
     schedule: Callable[[Callable[[], None]], Any]
 
     def __init__(self) -> None:
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
         self._number = 0
 
@@ -45,26 +44,27 @@ class Turns:
         """Whether somebody waits: then others with a body to be read wait too."""
         return bool(self._waiting)
 
-    def wait(self, connection: _Waiting) -> None:
-        """Call `connection.on_turn()` in one of the next turns; each waits once at a time."""
-        self._waiting.append(connection)
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on`, with a bounded amount of work, in one of the next turns."""
+        self._waiting.append(go_on)
         self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.schedule(self._go_on)
+            self.schedule(self._begin)
 
-    def _go_on(self) -> None:
+    def _begin(self) -> None:
         self._scheduled = False
         self._number += 1
+        waiting = self._waiting
         try:
             ends = time.monotonic() + _SHARE_S
-            # Who is not done then comes back at the end, for another turn.
-            for _ in range(len(self._waiting)):
-                self._waiting.popleft().on_turn()
+            # What is not done then comes back at the end, for another turn.
+            for _ in range(min(_COUNT_MAX, len(waiting))):
+                waiting.popleft()()
                 if time.monotonic() > ends:
                     break
         finally:
-            if self._waiting:
+            if waiting:
                 self._schedule()

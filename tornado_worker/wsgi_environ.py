@@ -8,6 +8,7 @@ touches bodies, responses or threads.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import Any
@@ -20,11 +21,14 @@ from tornado import httputil
 from tornado.httputil import split_host_and_port
 
 from tornado_worker.drain import draining
+from tornado_worker.log_failures import note_lost
 
 __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 
 # Clients choose the names, so the cache must not grow without bound.
 _KEYS_MAX = 1000
+# What Tornado calls peers without an IP address.
+_NO_IP = "0.0.0.0"
 
 
 class ErrorStream(io.TextIOBase):
@@ -41,8 +45,17 @@ class ErrorStream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        stream = sys.stderr if self._cfg is None else WSGIErrorsWrapper(self._cfg)
-        stream.write(text)
+        if self._cfg is None:
+            sys.stderr.write(text)
+            return len(text)
+        try:
+            WSGIErrorsWrapper(self._cfg).write(text)
+        except (OSError, ValueError, AttributeError) as error:
+            # A full disk, or a file that could not be reopened (its stream is
+            # None), is not the application's to handle.
+            for handler in logging.getLogger("gunicorn.error").handlers:
+                if hasattr(handler, "stream"):
+                    note_lost(handler, error)
         return len(text)
 
     def flush(self) -> None:
@@ -192,6 +205,9 @@ class EnvironBuilder:
         if type(address) is tuple:
             environ["REMOTE_ADDR"] = remote_ip
             environ["REMOTE_PORT"] = str(address[1])
+        elif remote_ip not in ("", _NO_IP):
+            # A Unix socket, with a proxy behind it that names its client.
+            environ["REMOTE_ADDR"] = remote_ip
         else:
             environ["REMOTE_ADDR"] = address if isinstance(address, str) else ""
 

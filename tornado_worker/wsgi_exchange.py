@@ -20,6 +20,8 @@ from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
 from tornado.log import app_log
 
+from tornado_worker.forked import end_child, is_child
+from tornado_worker.log_guard import guarded
 from tornado_worker.wsgi_input import MEMORY_MAX, ClientDisconnected, RequestBody
 from tornado_worker.wsgi_response import File, Head, Response
 
@@ -46,7 +48,7 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
     whole_body: bytes | None = None  # in place of `body`, of a request read by others
     is_upload = False  # counts as one: see WSGIContainer.submit
 
-    _context: contextvars.Context
+    _context: contextvars.Context | None = None
     _submitted = False
     _done = False  # the response is written
     _start_timer: asyncio.TimerHandle | None = None
@@ -79,12 +81,13 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             length = headers["Content-Length"]
             if length == "0":
                 return None
-            is_long = len(length) > 9 or not length.isdigit() or int(length) > MEMORY_MAX
+            # Servers have checked it; it is not for us to raise in its place.
+            size = int(length) if length.isdigit() else MEMORY_MAX + 1
         elif "Transfer-Encoding" in headers:
-            is_long = False  # as far as one can tell
+            size = 0  # as far as one can tell
         else:
             return None
-        return self._expect_body(headers, is_long)
+        return self._expect_body(headers, size)
 
     def receive_head(
         self,
@@ -100,13 +103,19 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self.protocol = protocol
         self.connection.set_close_callback(self.on_connection_close)
 
-    def _expect_body(self, headers: HTTPHeaders, is_long: bool) -> asyncio.Future[None] | None:
+    def _expect_body(self, headers: HTTPHeaders, size: int) -> asyncio.Future[None] | None:
+        """Prepare for a body, whose length is `size` unless it says at its end."""
         container = self.container
+        connection = self.connection
         mailbox = container.mailbox()  # first: it takes the settings over
         limit = container.max_body_size
-        set_limit = getattr(self.connection, "set_max_body_size", None)
+        set_limit = getattr(connection, "set_max_body_size", None)
         if limit is not None and set_limit is not None:
             set_limit(limit)
+        if hasattr(connection, "oversize_status"):
+            connection.oversize_status = 413
+            if size > connection.max_body_size:
+                return None  # refused where we return to, before anything is read of it
         expects = (
             headers.get("Expect", "").lower() == "100-continue"
             and self.start_line.version != "HTTP/1.0"
@@ -117,10 +126,11 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self.body = RequestBody(
             mailbox,
             container.disk,
+            container.spool,
             container.tmp_upload_dir,
             (lambda: mailbox.call(self._continue)) if expects else None,
         )
-        if expects or is_long:
+        if expects or size > MEMORY_MAX:
             self._submit()
         else:
             self._start_timer = mailbox.loop.call_later(_BODY_GRACE_S, self._submit)
@@ -157,7 +167,13 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self._submitted = True
         self.mailbox = self.container.mailbox()
         self._context = contextvars.copy_context()
-        self.container.submit(self)
+        try:
+            self.container.submit(self)
+        except Exception:
+            # An executor that was shut down, say. A timer may have brought us
+            # here, so that nobody else would answer.
+            self.refuse()
+            guarded(app_log.error, "Uncaught exception", exc_info=True)
 
     def _cancel_start(self) -> None:
         if self._start_timer is not None:
@@ -172,10 +188,13 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
 
     def __call__(self) -> None:
         """Run the application. Never raises."""
-        if not self.gone:
-            self._context.run(self._run)
-        if self.body is not None:
-            self.body.close()
+        context = self._context  # None: over before it began
+        try:
+            if not self.gone and context is not None:
+                context.run(self._run)
+        finally:
+            if self.body is not None:
+                self.body.close()
 
     def _run(self) -> None:
         app_iter: Any = None
@@ -184,17 +203,20 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             app_iter = self.container.wsgi_application(environ, self.start_response)
             self.send_iterable(app_iter)
         except BaseException as e:
+            if is_child():
+                end_child()
             # SystemExit and KeyboardInterrupt too: the application cannot end
             # the process, which serves others as well.
-            self._log_error(e)
+            # The answer first: a log may be slow, or fail.
             self.send_error()
+            self._log_error(e)
         finally:
-            close = getattr(app_iter, "close", None)
-            if close is not None:
-                try:
+            try:
+                close = getattr(app_iter, "close", None)
+                if close is not None:
                     close()
-                except BaseException as e:
-                    self._log_error(e)
+            except BaseException as e:
+                self._log_error(e)
 
     def _environ(self) -> dict[str, Any]:
         connection = self.connection
@@ -222,12 +244,12 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         seen = set()  # `raise e from e` makes a circle
         while cause is not None and id(cause) not in seen:
             if isinstance(cause, ClientDisconnected):
-                log.debug("%s %s: %s", method, target, cause)
+                guarded(log.debug, "%s %s: %s", method, target, cause)
                 return
             seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
         # Gunicorn's words.
-        log.error("Error handling request %s %s", method, target, exc_info=error)
+        guarded(log.error, "Error handling request %s %s", method, target, exc_info=error)
 
     # The response
 
@@ -243,7 +265,7 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         self._discard_body()
 
     def flush(self) -> None:
-        """Write what the thread has queued, as far as the client takes it."""
+        """Write what the thread has queued by now, as far as the client takes it."""
         self.signalled = False
         if self._writing or self.gone or self._done:
             return
@@ -251,8 +273,11 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         output = self.output
         # Read before the queue: what was queued before it was set is there.
         ended = self.ended
+        # A thread may be faster than we are: what it adds is the next turn's.
+        left = len(output)
         try:
-            while output:
+            while left > 0:
+                left -= 1
                 item = output.popleft()
                 is_last = ended and not output and not self.close_after
                 if isinstance(item, Head):
@@ -267,8 +292,10 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
                         self.wake()
                         return
                 else:
-                    if output and len(item) < _JOIN_MAX:
-                        item = self._join(item)
+                    if left and len(item) < _JOIN_MAX:
+                        blocks = self._take_blocks(item, left)
+                        left -= len(blocks) - 1
+                        item = b"".join(blocks)
                         is_last = ended and not output and not self.close_after
                     size = len(item)
                     future = connection.write(item)
@@ -281,24 +308,28 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
                     return
                 if not self._on_sent(future, size):
                     return
-            if ended:
+            if output:
+                self.mailbox.signal_again(self)
+            elif ended:
                 self._finish()
         except Exception:
             # Not the application: what it produced was checked in its thread.
-            app_log.error("Uncaught exception", exc_info=True)
             connection.close()
             self.on_connection_close()
+            guarded(app_log.error, "Uncaught exception", exc_info=True)
 
-    def _join(self, first: bytes) -> bytes:
+    def _take_blocks(self, first: bytes, count_max: int) -> list[bytes]:
+        """Take at most `count_max` blocks that fit into one write with `first`."""
         output = self.output
         blocks = [first]
         size = len(first)
-        while output and isinstance(output[0], bytes) and size + len(output[0]) <= _JOIN_MAX:
+        while count_max and isinstance(output[0], bytes) and size + len(output[0]) <= _JOIN_MAX:
             block = output.popleft()
             assert isinstance(block, bytes)
             size += len(block)
             blocks.append(block)
-        return b"".join(blocks)
+            count_max -= 1
+        return blocks
 
     def _on_written(self, future: asyncio.Future[None]) -> None:
         self._writing = False
@@ -311,8 +342,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         """Note that `size` bytes left; False if they did not, and never will."""
         error = future.exception()
         if error is not None:
-            self._log_unsent(error)
             self._abort()
+            self._log_unsent(error)
             return False
         self.sent += size
         self.wake()
@@ -321,7 +352,7 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
     def _log_unsent(self, error: BaseException | None) -> None:
         # That the client went away is no error, and a file that became shorter is.
         if error is not None and not isinstance(error, (StreamClosedError, ConnectionError)):
-            app_log.error("Error sending a response", exc_info=error)
+            guarded(app_log.error, "Error sending a response", exc_info=error)
 
     def _finish(self) -> None:
         if self.cut:
@@ -338,11 +369,15 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
         try:
             # What the view has set is there for who logs the access. A copy: the
             # thread may still be in the application's close().
-            self._context.copy().run(end)
+            context = self._context
+            if context is None:
+                end()
+            else:
+                context.copy().run(end)
         finally:
             self._leave()
         if self.container.logs_access:
-            self.container.log_access(self)
+            guarded(self.container.log_access, self)
 
     def _abort(self) -> None:
         """End the exchange where it is, so that the client notices."""
@@ -351,9 +386,10 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
 
     def _leave(self) -> None:
         """Let go of the connection; what the thread still does concerns nobody."""
-        # No reference cycle stays behind for the garbage collector.
+        # No reference cycle stays behind for the garbage collector: what the
+        # application leaves in its context may lead back to us.
         self.connection.set_close_callback(None)
-        self.connection = None
+        self.connection = self._context = None
         self._continue()
         if self.is_upload:
             self.container.end_upload(self)

@@ -3,23 +3,33 @@
 `RequestBody` takes pieces on the loop and gives the application a file object,
 `wsgi.input`, to read while they arrive. It holds at most `MEMORY_MAX` bytes; what
 the application leaves longer goes to a temporary file, written and read by
-threads and never by the loop. Knows nothing of environs or responses.
+threads and never by the loop, as far as a `Spool` allows; then the client waits.
+Knows nothing of environs or responses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import io
 import os
 import tempfile
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
 from tornado_worker.wsgi_threads import Mailbox, Threads
 
-__all__ = ["MEMORY_MAX", "ClientDisconnected", "RequestBody"]
+__all__ = [
+    "MEMORY_MAX",
+    "SPOOL_SIZE",
+    "ClientDisconnected",
+    "RequestBody",
+    "Spool",
+    "spool_of_process",
+]
 
 # Bytes of one body in memory before its client has to wait, or its rest goes
 # to disk. Times `worker_connections` that must still fit a machine.
@@ -27,29 +37,86 @@ MEMORY_MAX = 256 * 1024
 # An application that reads gets this long to make room before the disk is
 # used (seconds): one that keeps up with its client never touches the disk.
 _PATIENCE_S = 0.1
+# What the bodies of a process may have on disk unless `max_spool_size` says so.
+SPOOL_SIZE = 256 * 1024 * 1024
+# The part of it that one body may have: one large upload must not be able to
+# stop all others.
+_BODY_SHARE = 4
 
 
 class ClientDisconnected(ConnectionAbortedError):
     """The client went away before the request was read or answered."""
 
 
+class Spool:
+    """How much bodies may have on disk: `size` bytes all of them, `body_size` each.
+
+    Safe in any thread.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.body_size = size // _BODY_SHARE
+        self.used = 0
+        self._lock = threading.Lock()
+        # Bodies whose clients wait until others have given something back.
+        self._waiting: OrderedDict[RequestBody, None] = OrderedDict()
+
+    def take(self, size: int, body: RequestBody) -> bool:
+        """Take `size` bytes for `body`; if they are not there, call its `on_spool_room` once."""
+        with self._lock:
+            if self.used + size <= self.size:
+                self.used += size
+                return True
+            self._waiting[body] = None
+            return False
+
+    def give_back(self, size: int) -> None:
+        """Note that `size` bytes are gone from the disk."""
+        with self._lock:
+            self.used -= size
+        self.wake(1 + size // MEMORY_MAX)
+
+    def wake(self, count: int = 1) -> None:
+        """Let the first `count` bodies that wait try again."""
+        with self._lock:
+            count = min(count, len(self._waiting))
+            bodies = [self._waiting.popitem(last=False)[0] for _ in range(count)]
+        for body in bodies:
+            body.on_spool_room()
+
+    def forget(self, body: RequestBody) -> None:
+        """Note that `body` waits no more."""
+        with self._lock:
+            self._waiting.pop(body, None)
+
+
+@functools.cache
+def spool_of_process(size: int) -> Spool:
+    """Return the spool of that size that all containers of this process share."""
+    return Spool(size)
+
+
 class RequestBody:
     """One body. `feed`, `end` and `fail` belong to the loop, the rest to a thread.
 
     `mailbox` leads back to the loop, `disk` runs the writes to the temporary
-    file in the directory `tmp_upload_dir`. `on_first_read` is called once, in
-    the reading thread, before the first read that may have to wait.
+    file in the directory `tmp_upload_dir`, `spool` says how long that may be.
+    `on_first_read` is called once, in the reading thread, before the first read
+    that may have to wait.
     """
 
     def __init__(
         self,
         mailbox: Mailbox,
         disk: Threads,
+        spool: Spool,
         tmp_upload_dir: str | None = None,
         on_first_read: Callable[[], None] | None = None,
     ) -> None:
         self._mailbox = mailbox
         self._disk = disk
+        self._spool = spool
         self._directory = tmp_upload_dir
         self._on_first_read = on_first_read
         # Guards what follows, and is notified when there is more to read. Held
@@ -62,6 +129,8 @@ class RequestBody:
         self._file: BinaryIO | None = None
         self._file_start = self._file_end = 0
         self._spilling = False
+        # What the spool counts: the longest that the file was.
+        self._spooled = 0
         self.ended = False
         self._error: OSError | None = None
         self._closed = False
@@ -69,6 +138,7 @@ class RequestBody:
         self._reads = 0
         # The loop's alone: set while the client waits.
         self._room: asyncio.Future[None] | None = None
+        self._waits_for_spool = False
         self._patience: asyncio.TimerHandle | None = None
 
     # The loop
@@ -122,7 +192,13 @@ class RequestBody:
         self._patience = self._mailbox.loop.call_later(_PATIENCE_S, on_timeout)
 
     def _spill(self) -> None:
+        """Move what is in memory to disk, if the spool allows; otherwise the client waits on.
+
+        Then it is the reader who makes room, or another body that is over.
+        """
         with self._changed:
+            if self._chunks and not self._take_spool(self._file_end + self._size):
+                return
             data = b"".join(self._chunks)
             self._chunks.clear()
             self._size = 0
@@ -132,13 +208,44 @@ class RequestBody:
         else:
             self._make_room()  # read, or given up, meanwhile
 
+    def _take_spool(self, length: int) -> bool:
+        """Tell whether the file may become `length` bytes long."""
+        more = length - self._spooled
+        if more > 0:
+            if length > self._spool.body_size:
+                return False
+            if not self._spool.take(more, self):
+                self._waits_for_spool = True
+                return False
+            self._spooled = length
+        return True
+
+    def _spill_again(self) -> None:
+        if self._waits_for_spool:
+            self._stop_waiting_for_spool()
+            self._spill()
+        else:
+            self._spool.wake()  # the place that this one needs no more is another's
+
+    def _stop_waiting_for_spool(self) -> None:
+        if self._waits_for_spool:
+            self._waits_for_spool = False
+            self._spool.forget(self)
+
     def _make_room(self) -> None:
+        self._stop_waiting_for_spool()
         room, self._room = self._room, None
         patience, self._patience = self._patience, None
         if patience is not None:
             patience.cancel()
         if room is not None and not room.done():
             room.set_result(None)
+
+    # Any thread
+
+    def on_spool_room(self) -> None:
+        """Try again to move what is in memory to disk."""
+        self._mailbox.call(self._spill_again)
 
     # The disk's thread
 
@@ -159,7 +266,7 @@ class RequestBody:
                 position += written
                 view = view[written:]
         except OSError as e:
-            error = e
+            error = e.with_traceback(None)  # which refers to this frame, and that to us
         with self._changed:
             self._spilling = False
             if error is None:
@@ -185,14 +292,15 @@ class RequestBody:
 
     def readinto(self, buffer: memoryview) -> int:
         """Read what is there, at least one byte, waiting for it; 0 at the end."""
-        if self._on_first_read is not None:
-            on_first_read, self._on_first_read = self._on_first_read, None
+        on_first_read, self._on_first_read = self._on_first_read, None
+        if on_first_read is not None:
             on_first_read()
         with self._changed:
             self._reads = max(self._reads, 0) + 1
             while True:
                 if self._error is not None:
-                    raise self._error.with_traceback(None)
+                    # A copy: an error that is raised refers to frames that refer to us.
+                    raise copy.copy(self._error)
                 on_disk = self._file_end - self._file_start
                 if on_disk:
                     break
@@ -236,6 +344,7 @@ class RequestBody:
         """Drop what was not read. Any thread; closing a big file takes a while."""
         with self._changed:
             self._closed = True
+            self._on_first_read = None  # it refers to whom this belongs to
             self._chunks.clear()
             self._file_start = self._file_end  # nothing is left to read
             spilling = self._spilling
@@ -244,11 +353,16 @@ class RequestBody:
             self._close_file()
         if self._room is not None:
             self._mailbox.call(self._make_room)
+        if self._waits_for_spool:
+            self._spool.forget(self)  # here too: the loop may have ended
 
     def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+        spooled, self._spooled = self._spooled, 0
+        if spooled:
+            self._spool.give_back(spooled)
 
 
 class _Reader(io.RawIOBase):

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 
-from tornado_worker.fields import http_date
+from tornado_worker.fields import SpelledHeaders, http_date
 from tornado_worker.wsgi_environ import FileWrapper
 from tornado_worker.wsgi_input import ClientDisconnected
 
@@ -35,6 +35,8 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 
 # Bytes on their way to the client before the application's thread waits.
 _UNSENT_MAX = 128 * 1024
+# And how many blocks, whatever their size: each costs the loop some time.
+_UNSENT_BLOCKS_MAX = 1024
 # What is read at once of a file that the kernel cannot send.
 _FILE_BLOCK = 64 * 1024
 
@@ -170,16 +172,18 @@ class Response:
         """
         if self._head_queued or self.start_line.version == "HTTP/1.0":
             return
-        hints = HTTPHeaders()
+        hints = SpelledHeaders()
         for name, value in headers:
             name = name.decode("latin-1") if isinstance(name, bytes) else name
             value = value.decode("latin-1") if isinstance(value, bytes) else value
             _parse_field_name(name)
             _check_field_value(name, value)
-            hints.add(name, value.strip(" \t"))
+            hints.put(name, value.strip(" \t"))
         start_line = ResponseStartLine("HTTP/1.1", 103, "Early Hints")
         self.output.append(Head(start_line, hints, None))
         self._signal()
+        if len(self.output) > _UNSENT_BLOCKS_MAX:
+            self._wait_until_sent(_UNSENT_MAX)
 
     # For Exchange, in the thread
 
@@ -191,7 +195,10 @@ class Response:
         elif (kind is list or kind is tuple) and len(app_iter) == 1:
             self._send_only(app_iter[0])
         else:
-            is_only = hasattr(kind, "__len__") and len(app_iter) == 1
+            try:
+                is_only = len(app_iter) == 1
+            except TypeError:  # a proxy's class has `__len__`, whatever is behind it
+                is_only = False
             for block in app_iter:
                 if is_only and block and self._length is None and not self._head_queued:
                     self._length = None if self._no_body else len(block)
@@ -271,7 +278,9 @@ class Response:
         self._signal()
         if self._excess:
             raise HTTPOutputError("Tried to write more data than Content-Length")
-        if self._queued - self.sent > _UNSENT_MAX and not is_last:
+        if not is_last and (
+            self._queued - self.sent > _UNSENT_MAX or len(self.output) > _UNSENT_BLOCKS_MAX
+        ):
             self._wait_until_sent(_UNSENT_MAX)
 
     def _queue_head(self, block: bytes | None) -> None:
@@ -287,15 +296,11 @@ class Response:
         self.output.append(Head(self._status, headers, block))
 
     def _headers(self, fields: list[tuple[str, str]]) -> HTTPHeaders:
-        headers = HTTPHeaders()
+        headers = SpelledHeaders()
         headers["Server"] = self.container.server_name
         headers["Date"] = http_date()
         for name, value in fields:
-            if name in headers:
-                headers.add(name, value)
-            else:
-                # Not add: its regular expressions find nothing new, for 2 us.
-                headers[name] = value
+            headers.put(name, value)
         return headers
 
     def _end(self) -> None:
@@ -325,7 +330,7 @@ class Response:
             self.mailbox.signal(self)  # type: ignore[arg-type]  # Exchange has flush()
 
     def _wait_until_sent(self, unsent_max: int) -> None:
-        """Wait until at most `unsent_max` bytes are on their way to the client."""
+        """Wait until at most `unsent_max` bytes, and few blocks, wait for the client."""
         room = self._room
         if room is None:
             room = self._room = threading.Event()
@@ -334,7 +339,10 @@ class Response:
             room.clear()
             if self.gone:
                 raise ClientDisconnected("the client went away")
-            if self._queued - self.sent <= unsent_max or self.file_refused:
+            if self.file_refused or (
+                self._queued - self.sent <= unsent_max
+                and len(self.output) <= _UNSENT_BLOCKS_MAX // 2
+            ):
                 return
             room.wait()
 

@@ -18,9 +18,15 @@ from typing import Protocol
 
 from tornado.log import app_log
 
+from tornado_worker import forked
+from tornado_worker.log_guard import guarded
+
 __all__ = ["Mailbox", "Threads"]
 
 Task = Callable[[], None]
+
+# How long a turn of the loop may be spent on what threads have to say (seconds).
+_TURN_MAX_S = 0.005
 
 
 class Threads:
@@ -30,8 +36,9 @@ class Threads:
     because waking a thread is what costs most. With an `executor` the tasks run
     there. Threads start at the first task, so that nothing exists before a fork.
 
-    `waiting` holds the tasks that have not started, `running` when each of
-    the others started (`time.monotonic()`). Any thread may look at them.
+    `waiting` says when each task was submitted that has not started, in order,
+    `running` when each of the others started (`time.monotonic()`). Any thread
+    may look at them.
     """
 
     def __init__(self, count: int, name: str, executor: Executor | None = None) -> None:
@@ -46,7 +53,7 @@ class Threads:
     def submit(self, task: Task) -> None:
         """Run `task` when it is its turn. Call from one thread only, the loop's."""
         crew = self._crew
-        crew.waiting[task] = None
+        crew.waiting[task] = time.monotonic()
         if self._executor is not None:
             try:
                 self._executor.submit(crew.run_next)
@@ -97,7 +104,7 @@ class _Crew:
     """
 
     def __init__(self) -> None:
-        self.waiting: OrderedDict[Task, None] = OrderedDict()
+        self.waiting: OrderedDict[Task, float] = OrderedDict()
         self.running: dict[Task, float] = {}
         self.waking = False
         self.closed = False
@@ -146,15 +153,19 @@ class _Crew:
         self.running[task] = time.monotonic()
         if self.waiting and not self.waking:
             self.wake()
+        forks = forked.generation()
         try:
             task()
         except BaseException:
             # A task answers for its own errors; this one is a bug of ours, and
             # must not cost the process one of its threads.
             name = threading.current_thread().name
-            app_log.error("Uncaught exception in %s", name, exc_info=True)
+            guarded(app_log.error, "Uncaught exception in %s", name, exc_info=True)
         finally:
             del self.running[task]
+        if forked.generation() != forks:
+            # A view forked, and this is the child: the tasks are the parent's.
+            forked.end_child()
 
     def close(self) -> None:
         self.closed = True
@@ -198,6 +209,16 @@ class Mailbox:
             self._woken = True
             self.call(self._deliver)
 
+    def signal_again(self, sender: Sender) -> None:
+        """Have `sender.flush()` called in the next turn of the loop. In the loop's thread."""
+        self._senders.append(sender)
+        self._deliver_later()
+
+    def _deliver_later(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon(self._deliver, context=self._context)
+
     def call(self, callback: Callable[[], object]) -> None:
         """Have the loop call `callback`. Any thread."""
         try:
@@ -205,9 +226,19 @@ class Mailbox:
         except RuntimeError:
             pass  # the loop is closed: nobody is left to answer
 
+    def call_later(self, delay: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        """Have the loop call `callback` in `delay` seconds. In the loop's thread."""
+        return self.loop.call_later(delay, callback, context=self._context)
+
     def _deliver(self) -> None:
         # First: who signals from here on may be too late for this round.
         self._woken = False
         senders = self._senders
+        until = time.monotonic() + _TURN_MAX_S
+        # Not those that signal meanwhile: threads can be faster than the loop.
         for _ in range(len(senders)):
             senders.popleft().flush()
+            if time.monotonic() > until:
+                break
+        if senders:
+            self._deliver_later()

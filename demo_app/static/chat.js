@@ -4,7 +4,7 @@
 
 import { Listener } from "./listen.js";
 import { Outbox } from "./outbox.js";
-import { identity, request } from "./request.js";
+import { identity, request, retryDelayMs } from "./request.js";
 
 const $ = (id) => document.getElementById(id);
 const WAY_NAMES = { websocket: "WebSocket", sse: "server-sent events", poll: "long polling" };
@@ -22,6 +22,7 @@ let messages = []; // what is shown, in order
 let listener = null;
 let opening = null; // aborts the opening of a room that is left meanwhile
 let unseen = 0;
+let atEnd = true; // is the log's end in view
 let typedAt = -Infinity;
 const drafts = new Map(); // room -> what is typed there and not sent
 const outbox = new Outbox();
@@ -115,6 +116,7 @@ function isDown() {
 
 function scrollDown() {
   $("log").scrollTop = $("log").scrollHeight;
+  atEnd = true;
   unseen = 0;
   showUnseen();
 }
@@ -125,7 +127,8 @@ function showUnseen() {
   document.title = `${unseen ? `(${unseen}) ` : ""}#${room} · Tornado chat`;
 }
 
-const EMOJI_ONLY = /^(?:\p{Extended_Pictographic}[\u{1F3FB}-\u{1F3FF}\uFE0F]?(?:\u200D\p{Extended_Pictographic}\uFE0F?)*\s*){1,3}$/u;
+// What is drawn as a picture of its own colours; "©" or "✔" alone is a letter like others.
+const EMOJI_ONLY = /^(?:\p{RGI_Emoji}\s*){1,3}$/v;
 
 function messageItem(message, previous) {
   const follows =
@@ -253,7 +256,7 @@ async function openRoom(name) {
   showAll();
   showState({ state: "connecting" });
 
-  for (let delay = 500; ; delay = Math.min(delay * 2, 8000)) {
+  for (const began = performance.now(); ; ) {
     const result = await request(`/api/rooms/${encodeURIComponent(name)}/history`, { signal: abort.signal });
     if (abort.signal.aborted) return;
     if (result.ok) {
@@ -262,7 +265,7 @@ async function openRoom(name) {
     }
     showState({ state: "offline", message: result.message });
     if (!result.mayRetry) return;
-    await sleep(result.retryAfterMs || delay);
+    await sleep(result.retryAfterMs || retryDelayMs(performance.now() - began));
     if (abort.signal.aborted) return;
   }
 }
@@ -393,6 +396,7 @@ function showStateNow({ state, way, pid, message }) {
     live: `Live by ${WAY_NAMES[way]}`,
     offline: `Offline: ${message}`,
   };
+  if (state === "live" && document.body.dataset.state !== "live") outbox.hurry();
   $("way-box").dataset.state = state;
   if ($("status").textContent !== words[state]) $("status").textContent = words[state];
   document.body.dataset.way = way ?? "";
@@ -409,14 +413,26 @@ function showStateNow({ state, way, pid, message }) {
 
 function fitText() {
   const text = $("text");
-  text.style.height = "auto";
-  text.style.height = `${Math.min(text.scrollHeight, 180)}px`;
   const length = [...text.value.trim()].length;
   const near = length > MAX_TEXT * 0.9;
   $("counter").textContent = near ? `${length.toLocaleString()} of ${MAX_TEXT.toLocaleString()}` : "";
   $("counter").classList.toggle("over", length > MAX_TEXT);
   $("send").disabled = length === 0 || length > MAX_TEXT;
+  // As if it were on one line, to see whether it is. The log grows for that moment.
+  const top = $("log").scrollTop;
+  $("compose").classList.remove("tall");
+  text.style.height = "auto";
+  $("compose").classList.toggle("tall", text.scrollHeight > text.clientHeight + 1);
+  text.style.height = `${text.scrollHeight}px`; // the style sheet has a limit
+  $("log").scrollTop = atEnd ? $("log").scrollHeight : top;
 }
+
+addEventListener("resize", fitText);
+
+// The log is made lower by a long draft, a small window, a keyboard on the screen, a zoom.
+new ResizeObserver(() => {
+  if (atEnd) $("log").scrollTop = $("log").scrollHeight;
+}).observe($("log"));
 
 function send() {
   const text = $("text").value.trim();
@@ -560,6 +576,7 @@ $("newer").addEventListener("click", () => {
   $("log").focus(); // the button is gone
 });
 $("log").addEventListener("scroll", () => {
+  atEnd = isDown();
   if (unseen && isDown()) {
     unseen = 0;
     showUnseen();
@@ -586,14 +603,14 @@ async function start() {
   if ([...$("way").options].some(({ value }) => value === choice)) $("way").value = choice;
   openSide(false);
   fitText();
-  for (let delay = 500; ; delay = Math.min(delay * 2, 8000)) {
+  for (const began = performance.now(); ; ) {
     const result = await request("/api/me");
     if (result.ok) {
       showMe(result.body);
       break;
     }
     showState({ state: "offline", message: result.message });
-    await sleep(delay);
+    await sleep(result.retryAfterMs || retryDelayMs(performance.now() - began));
   }
   openRoom(room);
   refreshRooms();

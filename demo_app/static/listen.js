@@ -4,12 +4,13 @@
 // the one before; an update that does not continue ours is never shown. So
 // nothing can be lost, repeated or reordered here, however often we reconnect.
 
+import { retryDelayMs } from "./request.js";
+
 export const WAYS = ["websocket", "sse", "poll"];
 
 const FIRST_SIGN_MS = 5000; // a way that says nothing for so long does not work here
 const SILENCE_MS = 45000; // the server gives a sign of life every 15 s
 const TRY_BETTER_MS = 5 * 60 * 1000;
-const MAX_DELAY_MS = 8000;
 
 class Failed extends Error {
   constructor(message, delayMs = 0) {
@@ -77,6 +78,7 @@ export class Listener extends EventTarget {
 
   async run() {
     let failures = 0;
+    this.brokenAt = performance.now();
     this.tell("connecting");
     while (!this.stopped.signal.aborted) {
       if (this.choice === "auto" && performance.now() - this.steppedDownAt > TRY_BETTER_MS) {
@@ -87,6 +89,7 @@ export class Listener extends EventTarget {
       this.live = false;
       let failure = await failureOf(this[this.way](this.current.signal));
       if (this.stopped.signal.aborted) return;
+      if (this.live) this.brokenAt = performance.now();
       if (this.current.signal.aborted) continue;
 
       if (this.live) {
@@ -112,8 +115,7 @@ export class Listener extends EventTarget {
         }
       }
       this.tell("reconnecting", failure?.message);
-      const backoff = Math.min(250 * 2 ** failures, MAX_DELAY_MS);
-      await this.pause(failure?.delayMs || backoff * (0.5 + Math.random() / 2));
+      await this.pause(failure?.delayMs || retryDelayMs(performance.now() - this.brokenAt));
     }
   }
 
@@ -257,6 +259,7 @@ export class Listener extends EventTarget {
           // One deadline for all of the browser's attempts together.
           if (!this.live) return;
           this.live = false;
+          this.brokenAt = performance.now();
           this.tell("reconnecting");
           within(FIRST_SIGN_MS);
         },

@@ -3,10 +3,9 @@
 // Each has an id made here, so that posting it again after a lost answer stores
 // it once. What waits survives a reload of the page.
 
-import { request } from "./request.js";
+import { request, retryDelayMs } from "./request.js";
 
 const KEY = "chat-outbox";
-const MAX_DELAY_MS = 8000;
 const TIMEOUT_MS = 20000;
 const STORED_MS = 10000;
 
@@ -45,7 +44,7 @@ export class Outbox extends EventTarget {
     this.wake();
   }
 
-  // Try now: the network is back.
+  // Try now: the network or the server is back.
   hurry() {
     this.wake();
   }
@@ -64,7 +63,7 @@ export class Outbox extends EventTarget {
   }
 
   async run() {
-    let failures = 0;
+    let brokenAt = null; // when the first of the attempts in vain was made
     for (;;) {
       const item = this.items.find((item) => !item.stored && !item.error);
       if (!item) {
@@ -72,20 +71,20 @@ export class Outbox extends EventTarget {
         continue;
       }
       const { room, text, client_id } = item;
+      const began = performance.now();
       const result = await request(`/api/rooms/${encodeURIComponent(room)}/messages`, {
         body: { text, client_id },
         timeoutMs: TIMEOUT_MS,
       });
       if (result.ok) {
-        failures = 0;
+        brokenAt = null;
         item.stored = true;
         this.changed();
         // An answer to a repeated post may come long after the message itself.
         setTimeout(() => this.arrived(client_id), STORED_MS);
       } else if (result.mayRetry) {
-        failures += 1;
-        const backoff = Math.min(200 * 2 ** failures, MAX_DELAY_MS) * (0.5 + Math.random() / 2);
-        await this.woken(result.retryAfterMs || backoff);
+        brokenAt ??= began;
+        await this.woken(result.retryAfterMs || retryDelayMs(performance.now() - brokenAt));
       } else {
         item.error = result.message;
         this.changed();

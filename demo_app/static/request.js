@@ -1,7 +1,16 @@
 // One JSON request with the XSRF header, and one shape for every outcome.
 
+const MAX_DELAY_MS = 8000;
+
 function xsrfToken() {
   return document.cookie.match(/(?:^|; )_xsrf=([^;]*)/)?.[1] ?? "";
+}
+
+// How long to wait before the next attempt, `brokenMs` after things broke: a share of that,
+// so that nobody is away for much longer than the server was, and part of it by chance, so
+// that not all clients come at the same moment.
+export function retryDelayMs(brokenMs) {
+  return Math.min(Math.max(brokenMs / 4, 250), MAX_DELAY_MS) * (0.5 + Math.random() / 2);
 }
 
 // Event: "renewed" (detail: {id, name}): our cookies were gone, and with them who we were.
