@@ -93,6 +93,10 @@ class ServerConnection(Connection):
     def data_received(self, data: bytes) -> None:
         if self._held is not None:
             self._hold(data)
+        elif self.phase == Phase.BODY and self.server.turns.busy:
+            self._held, self._at = data, 0
+            self._pause_reading()
+            self.server.turns.wait(self._on_turn)
         elif self.phase <= Phase.BODY:
             self._feed(data, 0)
         # Otherwise the connection lingers or closes: read and forget, so that
@@ -298,7 +302,10 @@ class ServerConnection(Connection):
             self.server.turns.wait(self._on_turn)
 
     def _on_turn(self) -> None:
-        """Go on with a body, of which something is held, or more is to be read."""
+        """Go on with the next message, or a body: what is held of it, or reading more."""
+        if self.phase == Phase.IDLE:
+            self._next_message()
+            return
         if self._held is None or self._reader is None or self._waits:
             return
         held, at = self._held, self._at
@@ -390,8 +397,9 @@ class ServerConnection(Connection):
                 if self._reading_paused:
                     self._resume_reading()
             else:
-                # Not from here: the application is still inside finish().
-                self.loop.call_soon(self._next_message)
+                # Not from here: the application is still inside finish(). And each
+                # request takes a turn.
+                self.server.turns.wait(self._on_turn)
 
     def _next_message(self) -> None:
         held, at = self._held, self._at

@@ -39,6 +39,11 @@ class Turns:
         self._schedule()
         return self._number
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits: then others with a body to be read wait too."""
+        return bool(self._waiting)
+
     def wait(self, go_on: Callable[[], None]) -> None:
         """Call `go_on`, with a bounded amount of work, in one of the next turns."""
         self._waiting.append(go_on)
