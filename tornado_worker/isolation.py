@@ -33,22 +33,16 @@ class IsolatedLoop:
     def __init__(self, io_loop: IOLoop) -> None:
         loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
         self._io_loop = io_loop
-        self._loop = loop
+        #: The loop itself.
+        self.asyncio_loop = self._loop = loop
         self._context = contextvars.copy_context()
+        #: Returns a copy of the context that no request has touched.
+        self.new_context: Callable[[], contextvars.Context] = self._context.copy
         # Those that call nothing back.
         self.time = loop.time
         self.create_future = loop.create_future
         self.remove_writer = loop.remove_writer
         self.remove_handler = io_loop.remove_handler
-
-    @property
-    def asyncio_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop itself."""
-        return self._loop
-
-    def new_context(self) -> contextvars.Context:
-        """Return a copy of the context that no request has touched."""
-        return self._context.copy()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` now, in a context of ours."""
@@ -81,18 +75,21 @@ class IsolatedLoop:
 class IsolatedTransport:
     """A transport whose protocol is called in contexts of its server's, whoever uses it."""
 
-    __slots__ = ("_transport", "is_closing", "loop")
+    __slots__ = ("_new_context", "_transport", "_write", "is_closing", "loop")
 
     def __init__(self, transport: Any, loop: IsolatedLoop) -> None:
         self._transport = transport
         self.loop = loop
+        # For every write, in one step.
+        self._new_context = loop.new_context
+        self._write = transport.write
         # Asked before every write.
         self.is_closing: Callable[[], bool] = transport.is_closing
 
     # Those after which the loop calls the protocol
 
     def write(self, data: bytes | memoryview) -> None:
-        self.loop.run(self._transport.write, data)
+        self._new_context().run(self._write, data)
 
     def write_eof(self) -> None:
         self.loop.run(self._transport.write_eof)
@@ -166,7 +163,7 @@ class RequestTask:
 
     # For the connection layer
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call the application; its calls share the context. Not from inside another call."""
         loop = self._loop.asyncio_loop
         task: Any = self
@@ -178,7 +175,7 @@ class RequestTask:
             # TLS, a write may find room for what waits.
             outer = _swap_task(loop, task)
         try:
-            return self._task_context.run(function, *args, **kwargs)
+            return self._task_context.run(function, *args)
         finally:
             _leave_task(loop, task)
             if outer is not None:
