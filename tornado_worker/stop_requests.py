@@ -19,6 +19,8 @@ import tornado
 from tornado.log import app_log
 from tornado.web import RequestHandler
 
+from tornado_worker.forked import end_child, is_child
+
 __all__ = ["Leave", "StopRequests"]
 
 T = TypeVar("T")
@@ -101,9 +103,13 @@ class StopRequests:
         if self._running is None or self._running.done():
             self._stop()
             return
+        if is_child():
+            return  # it ends when this callback does
         self._on_asked(f"a call of stop() {_caller(sys._getframe(1))}")
 
     def _on_exit(self, error: SystemExit | KeyboardInterrupt) -> None:
+        if is_child():
+            end_child(error)
         if error is self._seen:
             return  # Tornado raises what a handler raised again, in a callback
         self._seen = error
