@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import importlib
 import inspect
 import logging
@@ -158,6 +159,8 @@ class Lifespan:
         self._name = name
         self._wrap_wsgi = wrap_wsgi
         self._leave = asyncio.Event()
+        #: What loading has set, for requests to see; once `start` has returned.
+        self.context = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
 
     async def start(
@@ -212,6 +215,7 @@ class Lifespan:
                 if "event loop" in str(error):
                     error.add_note(_RUNNING_LOOP)
                 raise
+            self.context = contextvars.copy_context()
             ready.set_result(app)
             await self._leave.wait()
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamBufferFullError, StreamClosedError
 
+from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
 from tornado_worker.transport import (
     abort,
-    break_cycles,
+    forget_frames,
     reset_when_closed,
     resets_when_closed,
     sending_state,
@@ -85,13 +86,11 @@ class Connection(asyncio.Protocol):
         "write_share",
     )
 
-    def __init__(
-        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         self.server = server
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
-        self.transport: Any = None
+        self.transport: Any = None  # an IsolatedTransport while the connection stands
         self.phase = Phase.NEW
         self.since = loop.time()
         # Bytes that wait for their turn. None: what arrives may be used at once.
@@ -111,8 +110,8 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        if hasattr(transport, "set_read_buffer_limits"):
+        transport = self.transport = IsolatedTransport(transport, self.loop)
+        if not transport.can_write_eof():
             # The layers of TLS hold half a MB each way before they say so, a plain
             # transport 64 KB. And what they read at once they copy at once, twice.
             transport.set_read_buffer_limits(high=_HELD_MAX)
@@ -137,10 +136,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
+        forget_frames(exc)
         if self.stream_state is not None:
             self.stream_state.on_connection_lost(exc)
-        break_cycles(self.transport)
-        self.transport = None
+        if self.transport is not None:
+            self.transport.break_cycles()
+            self.transport = None
         self._held = b""
         waiters, self._drain_waiters = self._drain_waiters, None
         for waiter in waiters or ():

@@ -19,6 +19,7 @@ from tornado.log import app_log
 
 from tornado_worker.connection import WRITE_SHARE, Phase
 from tornado_worker.fields import format_head
+from tornado_worker.isolation import RequestTask
 from tornado_worker.sendfile import send_file
 from tornado_worker.stream import ConnectionView
 
@@ -32,7 +33,7 @@ __all__ = ["RequestConnection"]
 _JOIN_MAX = 16 * 1024
 
 
-class RequestConnection(httputil.HTTPConnection):
+class RequestConnection(RequestTask, httputil.HTTPConnection):
     """One exchange: what the application writes its response to.
 
     Beside Tornado's interface it is the record of the exchange: `start_line`,
@@ -74,6 +75,7 @@ class RequestConnection(httputil.HTTPConnection):
 
     def __init__(self, conn: ServerConnection) -> None:
         self._conn = conn
+        self.start_task(conn.loop)
         self.context = conn.context
         self.started = conn.since
         self.delegate: httputil.HTTPMessageDelegate | None = None
@@ -366,7 +368,7 @@ class RequestConnection(httputil.HTTPConnection):
         except (AttributeError, OSError):
             return None
         self._count_body(count)
-        return asyncio.ensure_future(send_file(conn, self, fd, offset, count))
+        return conn.loop.create_task(send_file(conn, self, fd, offset, count))
 
     def finish(self) -> None:
         """End the response; see `tornado.httputil.HTTPConnection`."""
@@ -402,6 +404,16 @@ class RequestConnection(httputil.HTTPConnection):
             # request proves whole; otherwise nobody needs the rest.
             conn.loop.call_soon(conn.end_early, self)
 
+    # RequestTask
+
+    def done(self) -> bool:
+        return self._conn.exchange is not self
+
+    def on_cancelled(self) -> None:
+        # As when a future that the delegate returned is cancelled.
+        if self._conn.takes_response(self):
+            self._conn.cut()
+
     # For ServerConnection
 
     def abandon(self) -> None:
@@ -415,9 +427,9 @@ class RequestConnection(httputil.HTTPConnection):
         self._owner = None
         try:
             if delegate is not None:
-                delegate.on_connection_close()
+                self.call_aside(delegate.on_connection_close)
             elif callback is not None:
-                callback()
+                self.call_aside(callback)
         except Exception:
             # Whatever the application does there, the exchange is over.
             app_log.error("Uncaught exception", exc_info=True)

@@ -25,6 +25,7 @@ from tornado.log import app_log, gen_log
 from tornado_worker.connection import PIECE_MAX, Connection, Phase
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.head import HeadError, read_head
+from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.parser import POOLED_READ_MAX, MessageParser, describe_error, error_status
 from tornado_worker.stream import TransportStream
 from tornado_worker.transport import hang_up
@@ -61,9 +62,7 @@ class ServerConnection(Connection):
 
     __slots__ = ("_eof", "_parser", "draining", "exchange")
 
-    def __init__(
-        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         self.exchange: RequestConnection | None = None
         self.draining = False
@@ -113,7 +112,7 @@ class ServerConnection(Connection):
             exchange.keep_alive = False
             exchange.abandon()
             if self.server.observer is not None:
-                self.server.observer.exchange_finished(exchange)
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
         self.server.on_close(self)
         hang_up(transport)
 
@@ -166,20 +165,8 @@ class ServerConnection(Connection):
         self.phase = Phase.BODY
         self.since = exchange.started = self.loop.time()
         self.exchange = exchange
-        if server.observer is not None:
-            server.observer.exchange_started(exchange)
         try:
-            delegate = server.start_request(self, exchange)
-            if server.conn_params.decompress:
-                headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
-                delegate = _GzipMessageDelegate(
-                    delegate, server.conn_params.chunk_size, exchange.max_body_size
-                )
-            exchange.delegate = delegate
-            wait = delegate.headers_received(start_line, headers)
-            if server.conn_params.decompress:
-                # The application may have set it only now.
-                delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+            wait = exchange.call(self._tell_head, exchange, start_line, headers)
         except Exception as e:
             self._on_delegate_error(e, exchange)
             return
@@ -191,6 +178,30 @@ class ServerConnection(Connection):
             self._end_message()
         else:
             self._begin_body()
+
+    def _tell_head(
+        self,
+        exchange: RequestConnection,
+        start_line: httputil.RequestStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> Awaitable[None] | None:
+        """Tell the observer and the application that a request has begun; called in its context."""
+        server = self.server
+        if server.observer is not None:
+            server.observer.exchange_started(exchange)
+        delegate = server.start_request(self, exchange)
+        decompress = server.conn_params.decompress
+        if decompress:
+            headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
+            delegate = _GzipMessageDelegate(
+                delegate, server.conn_params.chunk_size, exchange.max_body_size
+            )
+        exchange.delegate = delegate
+        wait = delegate.headers_received(start_line, headers)
+        if decompress:
+            # The application may have set it only now.
+            delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+        return wait
 
     def _begin_body(self) -> None:
         exchange, parser = self.exchange, self._parser
@@ -229,7 +240,7 @@ class ServerConnection(Connection):
                 return
             assert exchange.delegate is not None
             try:
-                wait = exchange.delegate.data_received(chunk)
+                wait = exchange.call(exchange.delegate.data_received, chunk)
             except Exception as e:
                 self._on_delegate_error(e, exchange)
                 return
@@ -248,7 +259,7 @@ class ServerConnection(Connection):
         proceed: Callable[[], None],
     ) -> None:
         """Read no further until `awaitable` is done, then call `proceed`."""
-        future = asyncio.ensure_future(awaitable)
+        future = exchange.ensure_future(awaitable)
         if self._held is None:
             self._held = b""
 
@@ -276,7 +287,7 @@ class ServerConnection(Connection):
         if future.done():
             on_done(future)
         else:
-            future.add_done_callback(on_done)
+            self.loop.add_done_callback(future, on_done)
 
     def _drop_message(self) -> None:
         """Forget the message that is being read, if one is."""
@@ -301,12 +312,12 @@ class ServerConnection(Connection):
         if not exchange.write_finished:
             assert delegate is not None
             try:
-                delegate.finish()
+                exchange.call(delegate.finish)
             except Exception as e:
                 self._on_delegate_error(e, exchange)
                 return
-        if exchange.write_finished:
-            self.end_exchange(exchange)
+        if exchange.write_finished and self.exchange is exchange:
+            exchange.call_aside(self.end_exchange, exchange)
 
     def end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
@@ -361,7 +372,7 @@ class ServerConnection(Connection):
             if not isinstance(
                 error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
             ):
-                app_log.error("Uncaught exception", exc_info=error)
+                exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
             return
         if isinstance(error, httputil.HTTPInputError):
             self._refuse(400, str(error))
@@ -370,7 +381,7 @@ class ServerConnection(Connection):
             self.fail(503, _RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
-            app_log.error("Uncaught exception", exc_info=error)
+            exchange.call_aside(app_log.error, "Uncaught exception", exc_info=error)
         self.fail(500)
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
@@ -388,7 +399,11 @@ class ServerConnection(Connection):
             if exchange is None and parser is not None and parser.head_complete:
                 message = parser.protocol
                 data = b"%b %b HTTP/%d.%d" % (message.method, message.path, *message.http_version)
-            self.server.observer.exchange_failed(self, exchange, status, data)
+            failed = self.server.observer.exchange_failed
+            if exchange is None:
+                failed(self, exchange, status, data)
+            else:
+                exchange.call_aside(failed, self, exchange, status, data)
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.abort()
@@ -403,7 +418,7 @@ class ServerConnection(Connection):
             exchange.keep_alive = False
             exchange.abandon()
             if self.server.observer is not None:
-                self.server.observer.exchange_finished(exchange)
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
             self._linger()
 
     def _linger(self) -> None:
@@ -518,6 +533,7 @@ class ServerConnection(Connection):
         )
         stream.owner = owner
         stream.adopt_state(self.stream_state)
+        stream.context = exchange.get_context()
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

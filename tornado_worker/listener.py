@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from tornado.ioloop import IOLoop
 from tornado.log import gen_log
 
+from tornado_worker.isolation import IsolatedLoop
+
 __all__ = ["Acceptor", "LoadShare"]
 
 # Connections taken per turn of the loop and listener: enough for a burst, few
@@ -63,7 +65,7 @@ class Acceptor:
     ) -> None:
         self._on_accepted = on_accepted
         self._has_room = has_room
-        self._loop: IOLoop | None = None
+        self._loop: IsolatedLoop | None = None
         self._listeners: dict[socket.socket, Any] = {}
         self._paused = False
         self._out_of_resources = False
@@ -75,7 +77,7 @@ class Acceptor:
         self._said_full = False
         self._said_out = False
 
-    def add(self, loop: IOLoop, listener: socket.socket) -> None:
+    def add(self, loop: IsolatedLoop, listener: socket.socket) -> None:
         """Accept on `listener`, which listens already."""
         self._loop = loop
         listener.setblocking(False)
@@ -89,7 +91,6 @@ class Acceptor:
         # Not loop.create_server: it calls listen() again, and so replaces the
         # backlog that whoever made the socket chose.
         if not self._paused:
-            # Tornado's method and not asyncio's: close(all_fds=True) shall find it.
             loop.add_handler(listener, self._on_readable, IOLoop.READ)
 
     def remove(self, listener: socket.socket) -> None:

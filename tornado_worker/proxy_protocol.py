@@ -7,12 +7,12 @@ policy's to say; requests are http1's.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from tornado_worker.connection import Phase
 from tornado_worker.http1 import ServerConnection
+from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.parser import describe_error
 from tornado_worker.strict import GunicornProtocol
 
@@ -69,9 +69,7 @@ class ProxiedConnection(ServerConnection):
 
     __slots__ = ("_prelude",)
 
-    def __init__(
-        self, server: HTTPServer, loop: asyncio.AbstractEventLoop, addresses: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, server: HTTPServer, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         # What has come of the header; None: it is over.
         self._prelude: bytes | None = b""

@@ -25,6 +25,7 @@ from tornado_worker.connection import Phase
 from tornado_worker.context import ConnectionContext, PeerPolicy
 from tornado_worker.fields import SpecialNames
 from tornado_worker.http1 import ServerConnection
+from tornado_worker.isolation import IsolatedLoop
 from tornado_worker.listener import Acceptor, LoadShare
 from tornado_worker.observer import ExchangeObserver
 from tornado_worker.parser import ParserOptions, ParserPool
@@ -163,7 +164,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
@@ -173,8 +174,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on `sockets`, which must listen already, on the current loop."""
-        loop = IOLoop.current()
-        self._use_loop(loop)
+        loop = self._use_loop(IOLoop.current())
         for sock in sockets:
             self._acceptor.add(loop, sock)
             # For Tornado's stop().
@@ -185,14 +185,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         """Accept new connections in fair shares with others on the same sockets."""
         self._acceptor.share = share
 
-    def _use_loop(self, io_loop: IOLoop) -> None:
+    def _use_loop(self, io_loop: IOLoop) -> IsolatedLoop:
         if self._loop is None:
-            loop: asyncio.AbstractEventLoop = io_loop.asyncio_loop  # type: ignore[attr-defined]
-            self._loop = loop
+            # As in Tornado, what requests find in their context is what is in the
+            # current one now.
+            self._loop = IsolatedLoop(io_loop)
             # What every write returns that need not wait; shared, for speed.
-            self.done: asyncio.Future[None] = loop.create_future()
+            self.done: asyncio.Future[None] = self._loop.create_future()
             self.done.set_result(None)
-            self.rota = Rota(loop.call_soon)
+            self.rota = Rota(self._loop.call_soon)
+        return self._loop
 
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
@@ -210,10 +212,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open += 1
         task = self._loop.create_task(self._establish(self._loop, sock, (address, server_address)))
         self._accepting.add(task)
-        task.add_done_callback(self._on_established)
+        self._loop.add_done_callback(task, self._on_established)
 
     async def _establish(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, addresses: tuple[Any, Any]
+        self, loop: IsolatedLoop, sock: socket.socket, addresses: tuple[Any, Any]
     ) -> None:
         """Turn an accepted socket into a connection; with TLS, after the handshake.
 
@@ -223,10 +225,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         try:
             if self._tls is None:
                 fd = 0
-                await loop.connect_accepted_socket(lambda: conn, sock)
+                await loop.asyncio_loop.connect_accepted_socket(lambda: conn, sock)
             else:
                 fd = sock.fileno()
-                await loop.connect_accepted_socket(
+                await loop.asyncio_loop.connect_accepted_socket(
                     lambda: conn,
                     sock,
                     ssl=self._tls,
@@ -246,6 +248,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 # asyncio's frames and the error refer to each other, and keep
                 # 260 KB of a failed handshake until the next full collection.
                 e.__traceback__ = None
+                loop.break_cycles(fd)
             if not isinstance(e, OSError):
                 raise
 
@@ -288,16 +291,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     def on_stream_closed(self, stream: TransportStream) -> None:
         self._streams.discard(stream)
         if self.observer is not None:
-            self.observer.stream_closed(stream)
+            stream.call_aside(self.observer.stream_closed, stream)
         self._acceptor.room_made()
         self._check_drained()
 
-    def _schedule_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_sweep(self, loop: IsolatedLoop) -> None:
         shortest = min(self.stall_timeout, *self.timeouts.values())
         interval = min(1.0, max(0.01, shortest / 4))
         self._sweep_timer = loop.call_later(interval, self._sweep, loop)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep(self, loop: IsolatedLoop) -> None:
         """Close what has waited too long: one pass instead of a timer for each."""
         self._sweep_timer = None
         now = loop.time()
@@ -361,7 +364,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 # No request can be on its way in a handshake that stalls.
                 self._loop.call_later(_DRAIN_GRACE_S, self._cancel_handshakes)
 
-    def _drain_connections(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _drain_connections(self, loop: IsolatedLoop) -> None:
         now = loop.time()
         for conn in list(self._connections):
             conn.begin_drain(now, _DRAIN_GRACE_S)

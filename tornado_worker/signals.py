@@ -8,6 +8,7 @@ loop may be stuck. What draining or ending quickly means is the worker's to say.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
 import sys
@@ -39,6 +40,8 @@ class SignalHandlers(Worker):
     _loading: asyncio.Task[None] | None = None
     _serving = False
     _hurried = False
+    #: One that is no request's.
+    _context: contextvars.Context
     #: When the loop last turned, by its own clock.
     _last_beat = 0.0
 
@@ -51,6 +54,7 @@ class SignalHandlers(Worker):
         raise NotImplementedError
 
     def init_signals(self) -> None:
+        self._context = contextvars.copy_context()
         # What came before now went to the arbiter's handlers, inherited at the
         # fork: they only queue it, and nobody reads this copy of the queue. A
         # worker that misses a TERM holds its arbiter for graceful_timeout.
@@ -142,7 +146,8 @@ class SignalHandlers(Worker):
 
     def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(callback, *args)
+            # A signal interrupts what runs: the context here is some handler's.
+            self._loop.call_soon_threadsafe(callback, *args, context=self._context.copy())
         except RuntimeError:
             pass  # the loop is closed: the process is at its end
 

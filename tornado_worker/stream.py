@@ -8,12 +8,14 @@ applications look at on a connection that is not detached. Knows nothing of HTTP
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import socket
 import ssl
 import sys
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tornado import ioloop
 from tornado.iostream import (
@@ -26,8 +28,9 @@ from tornado.iostream import (
 from tornado.log import gen_log
 
 from tornado_worker.connection import WRITE_COST, WRITE_SHARE, Phase
+from tornado_worker.isolation import IsolatedTransport
 from tornado_worker.rota import Rota
-from tornado_worker.transport import abort, break_cycles, hang_up, sending_state
+from tornado_worker.transport import abort, forget_frames, hang_up, sending_state
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
@@ -76,6 +79,11 @@ class TransportSocket:
         return getattr(self._socket, name)
 
 
+class CloseCallback(NamedTuple):
+    function: Callable[[], None]
+    context: contextvars.Context
+
+
 class StreamState:
     """What applications have set on the stream of a connection that HTTP has.
 
@@ -84,25 +92,36 @@ class StreamState:
     """
 
     __slots__ = (
+        "_detached",
         "close_callback",
-        "detached",
         "error",
         "max_buffer_size",
         "max_write_buffer_size",
     )
 
     def __init__(self) -> None:
-        self.close_callback: Callable[[], None] | None = None
-        self.detached: TransportStream | None = None
+        self.close_callback: CloseCallback | None = None
+        # Weak: what reads for TLS keeps the connection, and this, as long as the stream.
+        self._detached: weakref.ref[TransportStream] | None = None
         self.error: BaseException | None = None
         self.max_buffer_size: int | None = None
         self.max_write_buffer_size: int | None = None
+
+    @property
+    def detached(self) -> TransportStream | None:
+        """The stream that `detach()` has made of the connection, while there is one."""
+        return None if self._detached is None else self._detached()
+
+    def on_detached(self, stream: TransportStream) -> None:
+        self.close_callback = None
+        self._detached = weakref.ref(stream)
 
     def on_connection_lost(self, exc: BaseException | None) -> None:
         self.error = self.error or exc
         callback, self.close_callback = self.close_callback, None
         if callback is not None:
-            ioloop.IOLoop.current().add_callback(callback)
+            # Whoever closes, it is called in the context of who wants to know.
+            callback.context.run(ioloop.IOLoop.current().add_callback, callback.function)
 
 
 def _refuse_call(name: str, reason: str) -> Callable[..., NoReturn]:
@@ -264,7 +283,9 @@ class ConnectionView:
         As in Tornado, which takes it back when it has the connection to itself again:
         between requests and on `detach`.
         """
-        self._state.close_callback = callback
+        self._state.close_callback = None
+        if callback is not None:
+            self._state.close_callback = CloseCallback(callback, contextvars.copy_context())
 
     @_until_detached
     def set_nodelay(self, value: bool) -> None:
@@ -325,6 +346,8 @@ class TransportStream(IOStream):
     #: The application's object that detached the connection, if it is known:
     #: of a WebSocket its handler. Until the connection is lost.
     owner: Any = None
+    #: The context of the request that detached it.
+    context: contextvars.Context | None = None
 
     # What is left of this turn's shares. At 0 or below a new turn is on its way.
     _read_share = _READ_SHARE
@@ -334,7 +357,7 @@ class TransportStream(IOStream):
 
     def __init__(
         self,
-        transport: Any,
+        transport: IsolatedTransport,
         data: bytes = b"",
         *,
         reading_paused: bool = False,
@@ -354,14 +377,12 @@ class TransportStream(IOStream):
         self._writing_paused = writing_paused
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._close_context: contextvars.Context | None = None
         self._read_buffer += data
         self._read_buffer_size = len(data)
         transport.set_protocol(self)
 
     # asyncio.Protocol
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         if self._user_read_buffer:
@@ -404,11 +425,12 @@ class TransportStream(IOStream):
                 waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        forget_frames(exc)
         self.close(exc_info=exc or False)
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        break_cycles(self._transport)
+        self._transport.break_cycles()
         self.owner = None
         if self._on_closed is not None:
             self._on_closed(self)
@@ -495,7 +517,7 @@ class TransportStream(IOStream):
         if self._writing_paused or left <= 0:
             self._drain_waiters.append(future)
             # Whoever does not await a write need not hear that it failed.
-            future.add_done_callback(_retrieve)
+            self._transport.loop.add_done_callback(future, _retrieve)
         else:
             future.set_result(None)
         return future
@@ -511,10 +533,14 @@ class TransportStream(IOStream):
     def adopt_state(self, state: StreamState | None) -> None:
         """Go on as what applications have made of the connection's stream before."""
         if state is not None:
-            state.close_callback = None
-            state.detached = self
+            state.on_detached(self)
             self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
             self.max_write_buffer_size = state.max_write_buffer_size
+
+    def call_aside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` in a copy of the context of the request that detached the stream."""
+        context = self.context
+        return function(*args) if context is None else context.copy().run(function, *args)
 
     def adopt_waiters(self, waiters: Iterable[asyncio.Future[None]] | None) -> None:
         """Take over the futures of writes made before the stream existed."""
@@ -543,8 +569,7 @@ class TransportStream(IOStream):
             self._check_flushed_later(sending_state(transport)[1], 0.0)
 
     def _check_flushed_later(self, progress: int, stalled_s: float) -> None:
-        loop = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self._flush_timer = loop.call_later(
+        self._flush_timer = self._transport.loop.call_later(
             _FLUSH_CHECK_S, self._check_flushed, progress, stalled_s
         )
 
@@ -557,6 +582,11 @@ class TransportStream(IOStream):
         else:
             self._check_flushed_later(progress, stalled_s)
 
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        # Whoever closes the stream, it is called in the context of who wants to know.
+        self._close_context = None if callback is None else contextvars.copy_context()
+        super().set_close_callback(callback)
+
     def _signal_closed(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, []
         for waiter in waiters:
@@ -566,7 +596,11 @@ class TransportStream(IOStream):
         waiting = None
         if self._read_future is not None and self._read_turn_due:
             waiting, self._read_future = self._read_future, None
-        super()._signal_closed()
+        context, self._close_context = self._close_context, None
+        if context is None:
+            super()._signal_closed()
+        else:
+            context.run(super()._signal_closed)
         if waiting is not None:
             self._read_future = waiting
 

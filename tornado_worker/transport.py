@@ -17,25 +17,12 @@ from typing import Any
 
 __all__ = [
     "abort",
-    "break_cycles",
+    "forget_frames",
     "hang_up",
     "reset_when_closed",
     "resets_when_closed",
     "sending_state",
 ]
-
-
-def break_cycles(transport: Any) -> None:
-    """Let a transport whose connection is lost be freed at once.
-
-    asyncio's transports hold bound methods of their own, so that each closed
-    connection would wait for the cyclic garbage collector. Fewer collections
-    mean fewer pauses for everybody else.
-    """
-    state = getattr(transport, "__dict__", {})  # uvloop's have none, and no cycles
-    for name in ("_read_ready_cb", "_write_ready"):
-        if name in state:
-            state[name] = None
 
 
 # Whether this process may have children with copies of its sockets.
@@ -113,6 +100,16 @@ def hang_up(transport: Any) -> None:
             else:
                 same.shutdown(socket.SHUT_WR)
         same.detach()
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let an error that is kept with a connection not keep the frames that it was raised in.
+
+    They are of the application's calls, and refer to the connection, so that all of it
+    would wait for the cyclic garbage collector.
+    """
+    if error is not None:
+        error.__traceback__ = None
 
 
 def abort(transport: Any) -> None:

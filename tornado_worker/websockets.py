@@ -91,7 +91,7 @@ class Farewell:
         handler = stream.owner
         if isinstance(handler, WebSocketHandler) and not stream.closed():
             try:
-                handler.close(self._code, self._reason)
+                stream.call_aside(handler.close, self._code, self._reason)
             except Exception:
                 # An application's own close(): the other WebSockets come first.
                 app_log.error("Exception while closing a WebSocket", exc_info=True)

@@ -8,6 +8,7 @@ leaves to other modules what an application is and what a setting means.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import io
 import logging
@@ -16,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -231,11 +232,15 @@ class TornadoWorker(SignalHandlers):
         # Code at module level that used asyncio.run() has left no current loop.
         asyncio.set_event_loop(self._loop)
         try:
-            self._runner.run(self._start(load))
+            self._run(self._start(load))
         except SyntaxError as error:
             if not self.cfg.reload:
                 raise
-            self._runner.run(self._start(partial(self._failure_page, error)))
+            self._run(self._start(partial(self._failure_page, error)))
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        # Not in the runner's own context, which knows nothing of what modules have set.
+        self._runner.run(coroutine, context=contextvars.copy_context())
 
     async def _start(self, load: Callable[[], Any]) -> None:
         self._loading = asyncio.current_task()
@@ -299,7 +304,7 @@ class TornadoWorker(SignalHandlers):
         gc.collect()
         gc.freeze()
         self._serving = True
-        left = self._runner.run(self._serve())
+        left = self._runner.run(self._serve(), context=self._lifespan.context)
         self._end_with_main_thread(max(_LAST_MOMENT_S, self._deadline - self._loop.time()))
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
@@ -356,7 +361,8 @@ class TornadoWorker(SignalHandlers):
         """Count a request; at `max_requests`, have the worker replaced. For the server."""
         self.nr += 1
         if self.nr >= self.max_requests and self._recycling is None and self.alive:
-            self._recycling = self._loop.create_task(self._recycle())
+            # Called in the context of that request, to which this does not belong.
+            self._recycling = self._loop.create_task(self._recycle(), context=self._context.copy())
 
     async def _recycle(self) -> None:
         """Leave once a replacement accepts connections, so that there is always one who does."""
@@ -488,6 +494,11 @@ class _Server(HTTPServer):
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
         self.worker.on_request()
+        callback = self.request_callback
+        if isinstance(callback, wsgi.WSGIContainer) and not self.xheaders:
+            # What Tornado's method does. Agents wrap that, and the WSGI application as
+            # well: each request would be two transactions.
+            return callback.start_request(server_conn, request_conn)
         return super().start_request(server_conn, request_conn)
 
     def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:

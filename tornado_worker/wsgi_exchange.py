@@ -329,14 +329,16 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
             return
         connection = self.connection
         self._done = True
-        try:
-            if not self.close_after:
-                connection.finish()
-            elif hasattr(connection, "keep_alive"):
+        end = connection.finish
+        if self.close_after:
+            if hasattr(connection, "keep_alive"):
                 connection.keep_alive = False
-                connection.finish()
             else:
-                connection.close()  # stock Tornado's, and everything is written
+                end = connection.close  # stock Tornado's, and everything is written
+        try:
+            # What the view has set is there for who logs the access. A copy: the
+            # thread may still be in the application's close().
+            self._context.copy().run(end)
         finally:
             self._leave()
         if self.container.logs_access:

@@ -9,6 +9,7 @@ threads and never by the loop. Knows nothing of environs or responses.
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import os
 import tempfile
@@ -165,7 +166,7 @@ class RequestBody:
             if error is None:
                 self._file_end += len(data)
             else:
-                self._error = error
+                self._error = error.with_traceback(None)
             self._changed.notify()
             closed = self._closed
         if closed:
@@ -192,7 +193,9 @@ class RequestBody:
             self._reads = max(self._reads, 0) + 1
             while True:
                 if self._error is not None:
-                    raise self._error.with_traceback(None)
+                    # Another one each time, or it keeps the frames that it was raised in,
+                    # and they keep us.
+                    raise copy.copy(self._error)
                 on_disk = self._file_end - self._file_start
                 if on_disk:
                     break

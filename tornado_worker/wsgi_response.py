@@ -191,7 +191,10 @@ class Response:
         elif (kind is list or kind is tuple) and len(app_iter) == 1:
             self._send_only(app_iter[0])
         else:
-            is_only = hasattr(kind, "__len__") and len(app_iter) == 1
+            try:
+                is_only = len(app_iter) == 1
+            except TypeError:  # a proxy's class has `__len__`, whatever is behind it
+                is_only = False
             for block in app_iter:
                 if is_only and block and self._length is None and not self._head_queued:
                     self._length = None if self._no_body else len(block)

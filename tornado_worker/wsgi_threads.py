@@ -181,9 +181,9 @@ class Mailbox:
         self._thread = threading.get_ident()
         self._senders: deque[Sender] = deque()
         self._woken = False
-        # What runs on the loop must not run in the context of whichever
-        # request happened to wake it.
-        self._context = contextvars.copy_context()
+        # What runs on the loop must not run in the context of whichever request
+        # happened to wake it, or to be the first. (Never two callbacks at once.)
+        self._context = contextvars.Context()
 
     def is_current(self) -> bool:
         """Tell whether its loop is the one that runs in this thread."""
