@@ -16,6 +16,7 @@ from tornado.iostream import StreamBufferFullError, StreamClosedError
 from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
 from tornado_worker.transport import (
     abort,
+    forget_frames,
     reset_when_closed,
     resets_when_closed,
     sending_state,
@@ -138,6 +139,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
+        forget_frames(exc)
         if self.stream_state is not None:
             self.stream_state.on_connection_lost(exc)
         if self.transport is not None:

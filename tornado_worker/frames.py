@@ -12,6 +12,7 @@ from typing import Any
 
 from tornado_worker.exchange import RequestConnection
 from tornado_worker.stream import TransportStream
+from tornado_worker.transport import forget_frames
 
 __all__ = ["ByteCounter", "FrameCounter", "ObservedStream"]
 
@@ -145,6 +146,7 @@ class ObservedStream(TransportStream):
         self.incoming.feed(b"".join(taken))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        forget_frames(exc)
         self.close(exc_info=exc or False)  # completes what reads it can
         if self.exchange is not None:
             self._taken.append(bytes(self._read_buffer[:_UNTAKEN_MAX]))

@@ -589,8 +589,8 @@ class ServerConnection(Connection):
             turns=self.server.turns,
         )
         stream.owner = owner
-        stream.context = exchange.get_context()
         stream.adopt_state(self.stream_state)
+        stream.context = exchange.get_context()
         stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again

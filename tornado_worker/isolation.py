@@ -64,6 +64,16 @@ class IsolatedLoop:
     ) -> None:
         future.add_done_callback(callback, context=self._context.copy())
 
+    def break_cycles(self, fd: int) -> None:
+        """Do what `IsolatedTransport.break_cycles` does, for one whose TLS handshake failed.
+
+        `fd` was its socket's. Nobody but asyncio has seen it.
+        """
+        transport = getattr(self._loop, "_transports", {}).get(fd)
+        # Another connection may have the number by now.
+        if transport is not None and getattr(transport, "_sock", self) is None:
+            _break_cycles(transport)
+
     def add_writer(self, fd: int, callback: Callable[..., object]) -> None:
         self.run(self._loop.add_writer, fd, callback)
 
@@ -75,7 +85,7 @@ class IsolatedLoop:
 class IsolatedTransport:
     """A transport whose protocol is called in contexts of its server's, whoever uses it."""
 
-    __slots__ = ("_new_context", "_transport", "_write", "is_closing", "loop")
+    __slots__ = ("_new_context", "_socket_transport", "_transport", "_write", "is_closing", "loop")
 
     def __init__(self, transport: Any, loop: IsolatedLoop) -> None:
         self._transport = transport
@@ -85,6 +95,10 @@ class IsolatedTransport:
         self._write = transport.write
         # Asked before every write.
         self.is_closing: Callable[[], bool] = transport.is_closing
+        # Beneath asyncio's TLS is another transport, which cannot be found any more
+        # when the connection is lost.
+        protocol = getattr(transport, "_ssl_protocol", None)
+        self._socket_transport: Any = getattr(protocol, "_transport", None) or transport
 
     # Those after which the loop calls the protocol
 
@@ -136,10 +150,14 @@ class IsolatedTransport:
         connection would wait for the cyclic garbage collector. Fewer collections
         mean fewer pauses for everybody else.
         """
-        state = getattr(self._transport, "__dict__", {})  # uvloop's have none, and no cycles
-        for name in ("_read_ready_cb", "_write_ready"):
-            if name in state:
-                state[name] = None
+        _break_cycles(self._socket_transport)
+
+
+def _break_cycles(transport: Any) -> None:
+    state = getattr(transport, "__dict__", {})  # uvloop's have none, and no cycles
+    for name in ("_read_ready_cb", "_write_ready"):
+        if name in state:
+            state[name] = None
 
 
 class RequestTask:

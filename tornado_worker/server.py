@@ -262,6 +262,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 # asyncio's frames and the error refer to each other, and keep
                 # 260 KB of a failed handshake until the next full collection.
                 e.__traceback__ = None
+                loop.break_cycles(fd)
             if not isinstance(e, OSError):
                 raise
 

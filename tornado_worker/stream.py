@@ -13,8 +13,9 @@ import functools
 import socket
 import ssl
 import sys
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tornado import ioloop
 from tornado.iostream import (
@@ -28,7 +29,7 @@ from tornado.log import gen_log
 
 from tornado_worker.connection import WRITE_COST, WRITE_SHARE, Phase
 from tornado_worker.isolation import IsolatedTransport
-from tornado_worker.transport import abort, hang_up, sending_state
+from tornado_worker.transport import abort, forget_frames, hang_up, sending_state
 from tornado_worker.turns import Turns
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class TransportSocket:
         return getattr(self._socket, name)
 
 
+class CloseCallback(NamedTuple):
+    function: Callable[[], None]
+    context: contextvars.Context
+
+
 class StreamState:
     """What applications have set on the stream of a connection that HTTP has.
 
@@ -86,25 +92,36 @@ class StreamState:
     """
 
     __slots__ = (
+        "_detached",
         "close_callback",
-        "detached",
         "error",
         "max_buffer_size",
         "max_write_buffer_size",
     )
 
     def __init__(self) -> None:
-        self.close_callback: Callable[[], None] | None = None
-        self.detached: TransportStream | None = None
+        self.close_callback: CloseCallback | None = None
+        # Weak: what reads for TLS keeps the connection, and this, as long as the stream.
+        self._detached: weakref.ref[TransportStream] | None = None
         self.error: BaseException | None = None
         self.max_buffer_size: int | None = None
         self.max_write_buffer_size: int | None = None
+
+    @property
+    def detached(self) -> TransportStream | None:
+        """The stream that `detach()` has made of the connection, while there is one."""
+        return None if self._detached is None else self._detached()
+
+    def on_detached(self, stream: TransportStream) -> None:
+        self.close_callback = None
+        self._detached = weakref.ref(stream)
 
     def on_connection_lost(self, exc: BaseException | None) -> None:
         self.error = self.error or exc
         callback, self.close_callback = self.close_callback, None
         if callback is not None:
-            ioloop.IOLoop.current().add_callback(callback)
+            # Whoever closes, it is called in the context of who wants to know.
+            callback.context.run(ioloop.IOLoop.current().add_callback, callback.function)
 
 
 def _refuse_call(name: str, reason: str) -> Callable[..., NoReturn]:
@@ -266,7 +283,9 @@ class ConnectionView:
         As in Tornado, which takes it back when it has the connection to itself again:
         between requests and on `detach`.
         """
-        self._state.close_callback = callback
+        self._state.close_callback = None
+        if callback is not None:
+            self._state.close_callback = CloseCallback(callback, contextvars.copy_context())
 
     @_until_detached
     def set_nodelay(self, value: bool) -> None:
@@ -406,6 +425,7 @@ class TransportStream(IOStream):
                 waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        forget_frames(exc)
         self.close(exc_info=exc or False)
         if self._flush_timer is not None:
             self._flush_timer.cancel()
@@ -510,18 +530,17 @@ class TransportStream(IOStream):
     def writing(self) -> bool:
         return not self._closed and self._transport.get_write_buffer_size() > 0
 
+    def adopt_state(self, state: StreamState | None) -> None:
+        """Go on as what applications have made of the connection's stream before."""
+        if state is not None:
+            state.on_detached(self)
+            self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
+            self.max_write_buffer_size = state.max_write_buffer_size
+
     def call_aside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call `function` in a copy of the context of the request that detached the stream."""
         context = self.context
         return function(*args) if context is None else context.copy().run(function, *args)
-
-    def adopt_state(self, state: StreamState | None) -> None:
-        """Go on as what applications have made of the connection's stream before."""
-        if state is not None:
-            state.close_callback = None
-            state.detached = self
-            self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
-            self.max_write_buffer_size = state.max_write_buffer_size
 
     def adopt_waiters(self, waiters: Iterable[asyncio.Future[None]] | None) -> None:
         """Take over the futures of writes made before the stream existed."""

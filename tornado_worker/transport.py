@@ -17,6 +17,7 @@ from typing import Any
 
 __all__ = [
     "abort",
+    "forget_frames",
     "hang_up",
     "reset_when_closed",
     "resets_when_closed",
@@ -99,6 +100,16 @@ def hang_up(transport: Any) -> None:
             else:
                 same.shutdown(socket.SHUT_WR)
         same.detach()
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let an error that is kept with a connection not keep the frames that it was raised in.
+
+    They are of the application's calls, and refer to the connection, so that all of it
+    would wait for the cyclic garbage collector.
+    """
+    if error is not None:
+        error.__traceback__ = None
 
 
 def abort(transport: Any) -> None:

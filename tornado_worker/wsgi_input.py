@@ -272,7 +272,7 @@ class RequestBody:
             if error is None:
                 self._file_end += len(data)
             else:
-                self._error = error
+                self._error = error.with_traceback(None)
             self._changed.notify()
             closed = self._closed
         if closed:
