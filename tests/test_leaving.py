@@ -432,3 +432,32 @@ def test_term_while_the_application_is_loaded_says_so(serve):
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
     assert server.count_log("Left before the application was loaded: TERM") == 1
+
+
+def test_wishes_in_the_very_next_turns_change_nothing(serve):
+    server = serve(
+        APP
+        + """
+class Often(tornado.web.RequestHandler):
+    # One wish in each of many turns, through all stages of leaving.
+    def get(self):
+        def again(left):
+            if left:
+                asyncio.get_running_loop().call_soon(again, left - 1)
+                ask("exit" if left % 2 else "loop.stop")
+
+        asyncio.get_running_loop().call_soon(again, 20)
+        ask("loop.stop")
+        self.write("handled")
+
+app.add_handlers(".*", [("/often", Often)])
+"""
+    )
+    [worker] = server.wait_workers()
+    with waiting(server) as sock:
+        assert server.request("/often").status == 200
+        server.wait_log(ASKED)
+        assert finish(server, sock).endswith(b"waited")
+    check_replaced(server, worker)
+    assert server.count_log(ASKED) == 1
+    assert server.count_log("exited with code") == 0

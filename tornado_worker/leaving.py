@@ -65,6 +65,9 @@ class LeavingWorker(SignalHandlers):
         if timeout is None:
             timeout = self.cfg.graceful_timeout
         now = self._loop.time()
+        if self._row is not None and self._row.state == State.RETIRING:
+            # The arbiter's TERM, which the worker has asked for, may be first.
+            why = f"max_requests, after {self.nr} of them"
         self._why = why
         self._drain_began = now
         self._in_flight = count(self.server)

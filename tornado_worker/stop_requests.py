@@ -54,6 +54,7 @@ class StopRequests:
         self._on_asked = on_asked
         self._running: asyncio.Task[Any] | None = None
         self._seen: BaseException | None = None
+        self._interrupted = False
         self.status = 0
         loop = runner.get_loop()
         self._stop = loop.stop
@@ -71,36 +72,55 @@ class StopRequests:
 
     def _run_to_end(self, coroutine: Coroutine[Any, Any, T]) -> T:
         async def main() -> T:
-            self._running = asyncio.current_task()
+            self._running = task = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(self._on_main_done)
             try:
                 return await coroutine
             except asyncio.CancelledError:
                 self._on_asked("a cancellation of all tasks")
                 raise
 
+        # Until its first step: the application may be faster.
+        self._running = None
+        self._interrupted = False
         try:
             return self._runner.run(main(), context=self._context)
         except Leave:
             raise
         except (SystemExit, KeyboardInterrupt) as error:
             self._on_exit(error)
-        task = self._running
-        assert task is not None
+        except RuntimeError:
+            # An exit in the turn that ended the coroutine before this one: uvloop
+            # has the stop still to come that was for that.
+            if self._has_ended():
+                raise
         # Not in a second task that waits: the end of all tasks would wait for it.
-        task.add_done_callback(lambda task: self._stop())
-        while not task.done():
+        self._interrupted = True
+        while not self._has_ended():
             try:
                 self._runner.get_loop().run_forever()
             except Leave:
                 raise
             except (SystemExit, KeyboardInterrupt) as error:
                 self._on_exit(error)
-        result: T = task.result()
+        result: T = self._result()
         return result
+
+    def _result(self) -> Any:
+        assert self._running is not None
+        return self._running.result()
+
+    def _has_ended(self) -> bool:
+        return self._running is not None and self._running.done()
+
+    def _on_main_done(self, task: asyncio.Task[Any]) -> None:
+        if self._interrupted:
+            self._stop()
 
     def _on_stop(self) -> None:
         # The runner's way to end what it runs, too.
-        if self._running is None or self._running.done():
+        if self._has_ended():
             self._stop()
             return
         if is_child():
