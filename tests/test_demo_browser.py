@@ -881,8 +881,11 @@ def test_long_draft_leaves_the_end_of_the_log_in_sight_and_no_empty_column(
     is_in_sight()
 
     # Who has scrolled up stays there.
-    page.evaluate("document.getElementById('log').scrollTop = 40")
-    page.wait_for_function("() => document.getElementById('log').scrollTop === 40")
+    page.evaluate("""() => new Promise((resolve) => {
+      const log = document.getElementById("log");
+      log.addEventListener("scroll", resolve, { once: true }); // behind the page's own listener
+      log.scrollTop = 40;
+    })""")
     page.fill("#text", DRAFT)
     page.set_viewport_size({"width": size[0], "height": size[1] - 20})
     page.fill("#text", "")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from demo_process import CONFIG, run_nginx, start_chat
+from demo_process import CONFIG, free_port, need_program, run_nginx, start_chat
 from gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess, wait_until
 
 DEPLOY = REPOSITORY / "demo_app" / "deploy"
@@ -123,6 +123,25 @@ def test_nginx_passes_on_who_asks_and_keeps_connections(
         with socket.create_connection(address, TIMEOUT_S) as client:
             client.sendall(b"POST /api/me HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 413"
+
+
+def test_nginx_accepts_what_the_security_page_recommends(tmp_path: Path) -> None:
+    program = need_program("nginx")
+    page = (REPOSITORY / "docs" / "security.md").read_text()
+    [config] = re.findall(r"^```nginx\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    config = config.replace("listen 80;", f"listen 127.0.0.1:{free_port()};")
+    temporary = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/nginx.pid;\nerror_log {tmp_path}/error.log;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{temporary}{config}}}\n"
+    )
+    command = [program, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "[warn]" not in result.stderr, result.stderr
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:

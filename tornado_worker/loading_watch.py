@@ -119,7 +119,7 @@ class LoadingWatch:
         frame = sys._current_frames().get(self._thread_id)
         frames = list(_outwards(frame))[::-1][self._depth :]
         # What runs the task that loads.
-        while frames and _root(frames[0]) == "asyncio":
+        while frames and (_root(frames[0]) == "asyncio" or _module(frames[0]) in _CALLERS):
             del frames[0]
         return [
             frame

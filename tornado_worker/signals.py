@@ -37,7 +37,7 @@ class SignalHandlers(Worker):
     """
 
     #: The signals whose handlers are this class's.
-    HANDLED = (*Worker.SIGNALS, signal.SIGALRM)
+    _HANDLED = (*Worker.SIGNALS, signal.SIGALRM)
 
     alive: bool
     _loop: asyncio.AbstractEventLoop
