@@ -17,6 +17,7 @@ import tornado_worker
 FOLDER = Path(tornado_worker.__file__).parent
 LAYER = [
     "connection",
+    "counted_line",
     "exchange",
     "frames",
     "http1",
@@ -26,16 +27,20 @@ LAYER = [
     "server",
     "stream",
     "transport",
+    "turns",
 ]
 # What leads to a loop that is not isolated, and who may ask for it.
 RAW_LOOPS = {
     "asyncio_loop": {
         "server._establish",  # runs in a context of the server's
         "stream.write",  # makes a future
+        "stream._wait_for_handshake",  # does so too
+        "stream.wait_for_handshake",
     },
     "current": {
         "server.add_sockets",  # where the isolated one is made
         "stream.io_loop",  # for the application
+        "stream.on_connection_lost",  # in the context of who set the callback
     },
     "get_running_loop": {"server.drained"},  # makes a future
 }

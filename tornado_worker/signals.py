@@ -37,7 +37,7 @@ class SignalHandlers(Worker):
     """
 
     #: The signals whose handlers are this class's.
-    _HANDLED = (*Worker.SIGNALS, signal.SIGALRM)
+    handled_signals = (*Worker.SIGNALS, signal.SIGALRM)
 
     alive: bool
     _loop: asyncio.AbstractEventLoop

@@ -211,7 +211,9 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
         self._loop = self._runner.get_loop()
         asyncio.set_event_loop(self._loop)
         forked.use(
-            Forks(self._loop, self.log, self._HANDLED, self._is_own_handler, _NOT_FOR_CHILDREN)
+            Forks(
+                self._loop, self.log, self.handled_signals, self._is_own_handler, _NOT_FOR_CHILDREN
+            )
         )
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
