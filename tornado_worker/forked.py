@@ -246,7 +246,8 @@ def _loop_of(obj: Any) -> Any:
     """Return the loop that an object of a server, a stream or a mailbox belongs to."""
     if (io_loop := getattr(obj, "io_loop", None)) is not None:
         return io_loop.asyncio_loop
-    return getattr(getattr(obj, "_conn", obj), "loop", None)
+    loop = getattr(getattr(obj, "_conn", obj), "loop", None)
+    return getattr(loop, "asyncio_loop", loop)
 
 
 def _describe(frame: FrameType | None) -> str:
