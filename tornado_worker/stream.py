@@ -318,7 +318,7 @@ def _wait_for_handshake(stream: Any) -> Callable[[], asyncio.Future[Any]]:
         raise AttributeError("wait_for_handshake: this connection has no TLS")
 
     def wait_for_handshake() -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = stream.io_loop.asyncio_loop.create_future()
+        future: asyncio.Future[Any] = asyncio.Future()
         future.set_result(stream)
         return future
 
