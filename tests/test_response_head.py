@@ -227,12 +227,12 @@ def test_connection_field_says_what_happens(
         assert client.response().status == 200
 
 
-def test_connect_that_is_accepted_has_no_framing(serve: Serve) -> None:
+def test_connect_that_is_accepted_is_not_chunked(serve: Serve) -> None:
     """RFC 9110 section 9.3.6: what follows the head is the tunnel."""
 
     def accept(message: Message) -> None:
         line = httputil.ResponseStartLine("", 200, "OK")
-        message.conn.write_headers(line, httputil.HTTPHeaders({"Content-Length": "0"}))
+        message.conn.write_headers(line, httputil.HTTPHeaders())
         message.conn.detach().write(b"hi")
 
     server = serve(Messages(on_finish=accept))

@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSED
         forget_frames(exc)
         if self.stream_state is not None:
-            self.stream_state.on_connection_lost(exc)
+            self.stream_state.on_connection_lost(self.loop, exc)
         if self.transport is not None:
             self.transport.break_cycles()
             self.transport = None

@@ -244,7 +244,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             _drop_coding(headers)
         length = None
         if "Content-Length" in headers:
-            if code in (101, 204) or (method == "CONNECT" and 200 <= code < 300):
+            if code in (101, 204):
                 _drop(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
             else:
                 try:

@@ -28,7 +28,7 @@ from tornado.iostream import (
 from tornado.log import gen_log
 
 from tornado_worker.connection import WRITE_COST, WRITE_SHARE, Phase
-from tornado_worker.isolation import IsolatedTransport
+from tornado_worker.isolation import IsolatedLoop, IsolatedTransport
 from tornado_worker.transport import abort, forget_frames, hang_up, sending_state
 from tornado_worker.turns import Turns
 
@@ -116,12 +116,12 @@ class StreamState:
         self.close_callback = None
         self._detached = weakref.ref(stream)
 
-    def on_connection_lost(self, exc: BaseException | None) -> None:
+    def on_connection_lost(self, loop: IsolatedLoop, exc: BaseException | None) -> None:
         self.error = self.error or exc
         callback, self.close_callback = self.close_callback, None
         if callback is not None:
             # Whoever closes, it is called in the context of who wants to know.
-            callback.context.run(ioloop.IOLoop.current().add_callback, callback.function)
+            loop.call_soon(callback.context.run, callback.function)
 
 
 def _refuse_call(name: str, reason: str) -> Callable[..., NoReturn]:
@@ -318,7 +318,7 @@ def _wait_for_handshake(stream: Any) -> Callable[[], asyncio.Future[Any]]:
         raise AttributeError("wait_for_handshake: this connection has no TLS")
 
     def wait_for_handshake() -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = stream.io_loop.asyncio_loop.create_future()
+        future: asyncio.Future[Any] = asyncio.Future()
         future.set_result(stream)
         return future
 
