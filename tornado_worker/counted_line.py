@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tornado_worker.isolation import IsolatedLoop
+from tornado_worker.log_guard import guarded
 
 __all__ = ["CountedLine"]
 
@@ -35,7 +36,7 @@ class CountedLine:
             self._count += 1
             self._last = (message, args)
             return
-        self._log(message, *args)
+        guarded(self._log, message, *args)
         self._wait(loop)
 
     def _wait(self, loop: IsolatedLoop) -> None:
@@ -46,7 +47,9 @@ class CountedLine:
         if not self._count:
             return
         message, args = self._last
-        self._log(message + " (the last of %d in %g s)", *args, self._count, self._interval_s)
+        guarded(
+            self._log, message + " (the last of %d in %g s)", *args, self._count, self._interval_s
+        )
         self._count = 0
         self._last = ("", ())
         self._wait(loop)

@@ -25,8 +25,6 @@ __all__ = [
     "ssl_context",
 ]
 
-#: Options that are not the server's, but WSGIContainer's.
-_CONTAINER_OPTIONS = {"max_spool_size"}
 #: HTTPServer arguments, and the setting that has the same job: one place for each thing.
 SETTINGS_FOR = {
     "idle_connection_timeout": "keepalive",
