@@ -9,6 +9,7 @@ process, and is the one place that does; knows nothing of what is logged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -102,7 +103,10 @@ class _Failing:
                 # past it: what fails must not stay there, to be repeated.
                 stream: Any = handler.stream
                 stream.flush()
-                os.write(stream.fileno(), self._line(formatter))
+                line = self._line(formatter)
+                if os.write(stream.fileno(), line) < len(line):
+                    # The last bytes there was room for.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except (AttributeError, ValueError) as error:
                 return not _is_closed(error)  # not a file, or one that is closed
             except OSError as error:
