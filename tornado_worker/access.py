@@ -87,7 +87,7 @@ class AccessLog:
             drop_underscores=False,
             errors=ErrorStream(cfg),
         )
-        self.stream_class: type[TransportStream] = ObservedStream
+        self.stream_class: type[TransportStream] = ObservedStream if self._logs else TransportStream
 
     @property
     def wanted(self) -> bool:

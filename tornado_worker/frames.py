@@ -135,11 +135,20 @@ class ObservedStream(TransportStream):
                 self._count_taken()
         return data
 
-    def _finish_read(self, size: int) -> None:
-        if self._user_read_buffer and self.exchange is not None:
+    # Of what is read into a buffer of the application's, nothing is consumed.
+
+    def read_into(self, buf: bytearray, partial: bool = False) -> Any:
+        if self.exchange is not None:
+            self._taken.append(bytes(self._read_buffer[: len(buf)]))
             self._count_taken()
-            self.incoming.feed(bytes(self._read_buffer[:size]))
-        super()._finish_read(size)
+        return super().read_into(buf, partial)
+
+    def _fill_user_buffer(self, data: bytes) -> bytes:
+        rest = super()._fill_user_buffer(data)
+        if self.exchange is not None:
+            self._taken.append(data[: len(data) - len(rest)])
+            self._count_taken()
+        return rest
 
     def _count_taken(self) -> None:
         taken, self._taken = self._taken, []

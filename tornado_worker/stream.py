@@ -395,7 +395,10 @@ class TransportStream(IOStream):
             if self._read_buffer_size >= _UNREAD_MAX:
                 self._pause_reading()
             return
+        # Who answers what has just come, and then waits for more, needs no other turn.
         self._read_share = _READ_SHARE
+        if self._write_share > 0:
+            self._write_share = WRITE_SHARE
         try:
             pos = self._find_read_pos()
         except UnsatisfiableReadError as e:
