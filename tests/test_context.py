@@ -12,6 +12,7 @@ import contextvars
 import gc
 import re
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -852,7 +853,11 @@ def test_tasks_made_in_a_request_are_real_ones(serve: Serve) -> None:
 
     server = serve(Messages(on_headers=on_headers, on_finish=lambda message: None))
     client = server.connect()
-    for factory in {None, getattr(asyncio, "eager_task_factory", None)}:
+    factories = {None, getattr(asyncio, "eager_task_factory", None)}
+    if type(server.loop).__module__ != "asyncio.unix_events" and sys.version_info[:2] == (3, 13):
+        # uvloop hands it an argument that it does not take in the first releases of 3.13.
+        factories = {None}
+    for factory in factories:
         server.run(server.loop.set_task_factory, factory)
         assert client.get().status == 200
         first, second = seen
