@@ -1,11 +1,12 @@
-"""How long a request waits beside clients whose bytes cost more to read than to send.
+"""How long a request waits beside connections that would keep the loop to themselves.
 
     python -m benchmarks.starvation
     python -m benchmarks.starvation --connections 8 --kind chunks --seconds 20
     python -m benchmarks.starvation --stock
 
-One worker, many connections that send as fast as they can, and one client that asks for a
-small page again and again, each time on a connection of its own. Prints how long it waited.
+One worker, many connections whose clients send, or read, as fast as they can, and one client
+that asks for a small page again and again, each time on a connection of its own. Prints how
+long it waited, and what the others moved meanwhile.
 """
 
 from __future__ import annotations
@@ -17,25 +18,48 @@ import selectors
 import socket
 import sys
 import time
+from typing import Any, NamedTuple
 
 from benchmarks.server_process import ServerError, ServerProcess
 from benchmarks.workers import BASELINE, OURS, WORKERS
 
-# A piece that is sent again and again, and what comes before the first.
 _UPLOAD = b"POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+_UPGRADE = (
+    b"GET /drop HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
+# Until all connections are in full flow (seconds): to open them is another load.
+_SETTLE_S = 2.0
+_OPEN_DEADLINE_S = 60.0
+
+
+class Kind(NamedTuple):
+    """What each of the connections sends first, and again and again then; else it reads."""
+
+    first: bytes = b""
+    piece: bytes = b""
+    app: str = "tornado_app"
+
+
 KINDS = {
-    "none": (b"", b""),
-    "chunks": (_UPLOAD, b"1\r\nx\r\n" * 10_000),
-    "chunks-of-all-sizes": (
+    "none": Kind(),
+    # Bytes that cost more to read than to send.
+    "chunks": Kind(_UPLOAD, b"1\r\nx\r\n" * 10_000),
+    "chunks-of-all-sizes": Kind(
         _UPLOAD,
         b"".join(b"%x\r\n%b\r\n" % (n % 20 + 1, b"x" * (n % 20 + 1)) for n in range(5000)),
     ),
-    "chunks-with-extensions": (_UPLOAD, b"1;a=b\r\nx\r\n" * 6000),
-    "body": (
-        b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 90000000\r\n\r\n",
-        b"x" * 65536,
+    "chunks-with-extensions": Kind(_UPLOAD, b"1;a=b\r\nx\r\n" * 6000),
+    "body": Kind(
+        b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 90000000\r\n\r\n", b"x" * 65536
     ),
-    "requests": (b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2000),
+    "requests": Kind(b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2000),
+    "frames": Kind(_UPGRADE, b"\x82\x81\0\0\0\0x" * 8000, "flood_app"),
+    "pings": Kind(_UPGRADE, b"\x89\x80\0\0\0\0" * 8000, "flood_app"),
+    # Handlers that write without end.
+    "writers": Kind(b"GET /write HTTP/1.1\r\nHost: a\r\n\r\n", app="flood_app"),
+    "writers-1.0": Kind(b"GET /write HTTP/1.0\r\n\r\n", app="flood_app"),
+    "tunnels": Kind(b"GET /tunnel HTTP/1.1\r\nHost: a\r\n\r\n", app="flood_app"),
 }
 
 
@@ -45,97 +69,111 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=120)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--loop", action="append", choices=["asyncio", "uvloop"])
+    parser.add_argument("--log", action="store_true", help="with an access log")
     parser.add_argument("--stock", action="store_true", help="Gunicorn's own Tornado worker")
     arguments = parser.parse_args()
     worker = WORKERS[BASELINE if arguments.stock else OURS]
     print(
         f"{'kind':24}{'loop':10}{'probes':>8}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'MB/s':>8}"
     )
-    for kind in arguments.kind or KINDS:
+    for name in arguments.kind or KINDS:
+        kind = KINDS[name]
         for loop in arguments.loop or (["asyncio"] if arguments.stock else ["asyncio", "uvloop"]):
             settings = [] if arguments.stock else ["--asgi-loop", loop]
-            with ServerProcess(
-                worker, "benchmarks.apps.tornado_app:app", settings=settings
-            ) as server:
-                try:
-                    waits, sent = measure(
-                        server.port, kind, arguments.connections, arguments.seconds
+            if arguments.log:
+                settings += ["--access-logfile", "{directory}/access.log"]
+            try:
+                with ServerProcess(
+                    worker, f"benchmarks.apps.{kind.app}:app", settings=settings
+                ) as server:
+                    waits, moved = measure(
+                        server.port, name, arguments.connections, arguments.seconds
                     )
-                except ServerError as error:
-                    print(f"{kind:24}{loop:10}{error}")
-                    continue
+            except (ServerError, OSError) as error:
+                print(f"{name:24}{loop:10}{error}")
+                continue
             waits.sort()
             p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
             numbers = "".join(f"{wait * 1000:10.1f}" for wait in (p50, p99, waits[-1]))
-            rate = sent / arguments.seconds / 1e6
-            print(f"{kind:24}{loop:10}{len(waits):8}{numbers}{rate:8.1f}", flush=True)
+            rate = moved / arguments.seconds / 1e6
+            print(f"{name:24}{loop:10}{len(waits):8}{numbers}{rate:8.1f}", flush=True)
     return 0
 
 
-def measure(port: int, kind: str, connections: int, seconds: float) -> tuple[list[float], int]:
-    """Return how long each probe waited (seconds), and how many bytes the others got rid of."""
+def measure(port: int, name: str, connections: int, seconds: float) -> tuple[list[float], int]:
+    """Return how long each probe waited (seconds), and how many bytes the others moved."""
     context = multiprocessing.get_context("spawn")
-    sent = context.Value("Q", 0)
-    flood_process = context.Process(target=flood, args=(port, kind, connections, sent), daemon=True)
-    if KINDS[kind][1]:
-        flood_process.start()
-        # All connections at once is another load than what they go on to be.
-        while sent.value < connections * 100_000:
-            time.sleep(0.05)
-        time.sleep(1)
-    before = sent.value
+    moved = context.Value("Q", 0)
+    flooding = context.Process(target=flood, args=(port, name, connections, moved), daemon=True)
     waits: list[float] = []
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        begun = time.monotonic()
-        with contextlib.closing(socket.create_connection(("127.0.0.1", port), 60)) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
-        if b" 200 OK" not in answer:
-            raise ServerError(f"answered with {answer[:50]!r}")
-        waits.append(time.monotonic() - begun)
-        time.sleep(0.01)
-    total = sent.value - before
-    if flood_process.pid is not None:
-        flood_process.kill()
-        flood_process.join()
-    return waits, total
+    try:
+        if KINDS[name] != Kind():
+            flooding.start()
+            deadline = time.monotonic() + _OPEN_DEADLINE_S
+            while moved.value < connections * 1000 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(_SETTLE_S)
+        before = moved.value
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            waits.append(probe(port))
+            time.sleep(0.01)
+        return waits, moved.value - before
+    finally:
+        if flooding.pid is not None:
+            flooding.kill()
+            flooding.join()
 
 
-def flood(port: int, kind: str, connections: int, sent: object) -> None:
-    """Send on many connections as fast as they take it, and read what they answer."""
-    first, piece = KINDS[kind]
+def probe(port: int) -> float:
+    """Ask for a small page; return how long that took (seconds)."""
+    begun = time.monotonic()
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 60)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    if b" 200 OK" not in answer:
+        raise ServerError(f"answered with {answer[:50]!r}")
+    return time.monotonic() - begun
+
+
+def flood(port: int, name: str, connections: int, moved: Any) -> None:
+    """Send and read on many connections as fast as they take and give it."""
+    first, piece, _ = KINDS[name]
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE if piece else 0)
     with selectors.DefaultSelector() as selector:
 
         def connect() -> None:
             sock = socket.create_connection(("127.0.0.1", port), 60)
             sock.sendall(first)
             sock.setblocking(False)
-            selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, [0])
+            selector.register(sock, events, [0])
 
         for _ in range(connections):
             connect()
         while True:
-            for key, events in selector.select():
-                sock = key.fileobj
-                assert isinstance(sock, socket.socket)
-                if events & selectors.EVENT_READ and not received(sock):
-                    # Its body has become too long.
-                    selector.unregister(sock)
-                    sock.close()
-                    connect()
-                    continue
-                if events & selectors.EVENT_WRITE:
+            for key, ready in selector.select():
+                sock: Any = key.fileobj
+                if ready & selectors.EVENT_READ:
+                    received = receive(sock)
+                    if not received:
+                        # Its body has become too long, say.
+                        selector.unregister(sock)
+                        sock.close()
+                        connect()
+                        continue
+                    if not piece:
+                        moved.value += len(received)
+                if ready & selectors.EVENT_WRITE:
                     position = key.data
                     try:
                         count = sock.send(memoryview(piece)[position[0] :])
                     except OSError:
                         continue  # full after all, or closed: read next
                     position[0] = (position[0] + count) % len(piece)
-                    sent.value += count  # type: ignore[attr-defined]
+                    moved.value += count
 
 
-def received(sock: socket.socket) -> bytes:
+def receive(sock: socket.socket) -> bytes:
     try:
         return sock.recv(1 << 18)
     except ConnectionError:
