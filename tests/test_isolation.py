@@ -17,6 +17,7 @@ import tornado_worker
 FOLDER = Path(tornado_worker.__file__).parent
 LAYER = [
     "connection",
+    "connection_view",
     "counted_line",
     "exchange",
     "frames",
@@ -34,13 +35,10 @@ RAW_LOOPS = {
     "asyncio_loop": {
         "server._establish",  # runs in a context of the server's
         "stream.write",  # makes a future
-        "stream._wait_for_handshake",  # does so too
-        "stream.wait_for_handshake",
     },
     "current": {
         "server.add_sockets",  # where the isolated one is made
-        "stream.io_loop",  # for the application
-        "stream.on_connection_lost",  # in the context of who set the callback
+        "connection_view.io_loop",  # for the application
     },
     "get_running_loop": {"server.drained"},  # makes a future
 }

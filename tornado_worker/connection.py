@@ -23,8 +23,8 @@ from tornado_worker.transport import (
 )
 
 if TYPE_CHECKING:
+    from tornado_worker.connection_view import StreamState
     from tornado_worker.server import HTTPServer
-    from tornado_worker.stream import StreamState
 
 __all__ = ["PIECE_MAX", "Connection", "Phase"]
 

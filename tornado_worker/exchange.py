@@ -18,11 +18,11 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
 from tornado_worker.connection import WRITE_SHARE, Phase
+from tornado_worker.connection_view import ConnectionView
 from tornado_worker.fields import format_head
 from tornado_worker.isolation import RequestTask
 from tornado_worker.log_guard import guarded
 from tornado_worker.sendfile import send_file
-from tornado_worker.stream import ConnectionView
 
 if TYPE_CHECKING:
     from tornado_worker.http1 import ServerConnection
