@@ -37,7 +37,9 @@ def fork(then):
     with open("child.pid.new", "w") as file:
         file.write(str(os.getpid()))
     os.rename("child.pid.new", "child.pid")
-    while not os.path.exists("go"):
+    for _ in range(6000):  # nobody ends it if the test is gone
+        if os.path.exists("go"):
+            break
         time.sleep(0.01)
     if then == "exit":
         sys.exit(7)
