@@ -106,7 +106,10 @@ def test_reads_what_gunicorn_reads_and_refuses_what_it_refuses(
     case: str, settings: dict[str, Any]
 ) -> None:
     data = CASES[case]
-    expected = read_by_gunicorn(data, settings)
+    expected: Any = read_by_gunicorn(data, settings)
+    if case == "empty line":
+        # Gunicorn 26.2 refuses what RFC 9112 section 2.2 wants ignored.
+        expected = ("GET", "/a", (1, 1), [("host", "a")], b"")
     for size in (len(data), 7, 1):
         assert read_by_us(data, settings, size) == expected, size
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tornado
 
 from gunicorn_process import GunicornProcess, wait_until
 from tornado_worker.wsgi_input import MEMORY_MAX, RequestBody, Spool
@@ -299,10 +300,13 @@ def test_what_decompresses_to_more_than_the_limit_is_answered_413(serve_wsgi: Se
     assert client.receive_all().startswith(b"HTTP/1.1 413 ")
     client = server.connect()
     client.send(request("/x", "POST", b"no gzip", Content_Encoding="gzip"))
-    assert client.receive_all().startswith(b"HTTP/1.1 400 ")
-    serve_wsgi.logs.expect(
-        LOG.format("decompressed body too large"), LOG.format("invalid gzip data: .*")
-    )
+    if tornado.version_info >= (6, 6):
+        status, line = b"400", LOG.format("invalid gzip data: .*")
+    else:
+        # Earlier ones tell a client's error from no other.
+        status, line = b"500", r"re:ERROR tornado.application: Uncaught exception \[error: .*"
+    assert client.receive_all().startswith(b"HTTP/1.1 " + status)
+    serve_wsgi.logs.expect(LOG.format("decompressed body too large"), line)
 
 
 def test_refused_and_logged_with_its_status(gunicorn: Callable[..., GunicornProcess]) -> None:
