@@ -168,6 +168,44 @@ def test_body_with_an_end_of_its_own_is_visibly_cut(serve: Serve, request_: byte
     assert not data.endswith(b"0\r\n\r\n")
 
 
+def too_little(message: Message) -> None:
+    message.conn.finish()
+
+
+def too_much(message: Message) -> None:
+    message.conn.write(b"x" * (MANY + 1))
+
+
+def a_second_head(message: Message) -> None:
+    message.conn.write_headers(OK, httputil.HTTPHeaders())
+
+
+def an_error(message: Message) -> None:
+    raise ZeroDivisionError("boom")
+
+
+MANY = 1_000_000  # bytes, more than the sockets hold
+
+
+@pytest.mark.parametrize("error", [too_little, too_much, a_second_head, an_error])
+def test_client_gets_what_was_written_before_the_application_failed(
+    serve: Serve, error: Callable[[Message], None]
+) -> None:
+    """However much of it the loop still has: uvloop may even have the first bytes."""
+
+    def half(message: Message) -> None:
+        fields = httputil.HTTPHeaders({"Content-Length": str(2 * MANY)})
+        message.conn.write_headers(OK, fields, b"x" * MANY)
+        error(message)
+
+    client = serve(Messages(on_finish=half), kernel_buffer=32 * 1024).connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    data, how = ending(client)
+    body = data.partition(b"\r\n\r\n")[2]
+    assert (len(body), how) == (MANY, "end")
+    serve.logs.expect("re:ERROR tornado.application: Uncaught exception.*")
+
+
 def test_old_style_response_ends_in_order(serve: Serve) -> None:
     """Who writes head and body itself has said where they end."""
 

@@ -100,6 +100,20 @@ def test_whatever_is_raised_ends_one_request_only(
             )
 
 
+def test_client_gets_what_the_application_gave_before_it_failed(serve_wsgi: ServeWSGI) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [*TEXT, ("Content-Length", "2000000")])
+        yield b"x" * 1_000_000
+        raise ZeroDivisionError("boom")
+
+    server = serve_wsgi(app)
+    client = server.connect()
+    client.send(request("/"))
+    data = client.receive_all()
+    assert len(data.partition(b"\r\n\r\n")[2]) == 1_000_000
+    serve_wsgi.logs.expect(r"re:ERROR tornado.application: Error handling request GET / \[.*")
+
+
 @pytest.mark.parametrize("where", ["view", "iterator", "close", "thread of the view's"])
 def test_sys_exit_is_no_exit_status(gunicorn: Gunicorn, where: str) -> None:
     app = """

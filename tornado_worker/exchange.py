@@ -170,6 +170,11 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         if self._conn.exchange in (self, None):
             self._conn.abort()
 
+    def cut_short(self) -> None:
+        """End the connection after what was written of the response has left."""
+        if self._conn.exchange in (self, None):
+            self._conn.close_written()
+
     def detach(self) -> IOStream:
         """Take the connection over, with the bytes that were read ahead.
 
@@ -213,7 +218,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         if isinstance(code, int) and 100 <= code < 200 and code != 101:
             return self._write_interim(start_line, headers, chunk)
         if self.status:
-            conn.abort()
+            conn.close_written()
             raise httputil.HTTPOutputError("response headers were written before")
         try:
             data = self._format_head(start_line, headers, len(chunk or b""))
@@ -330,7 +335,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             self._left -= size
             if self._left < 0:
                 # The client must not take the excess for the next response.
-                self._conn.abort()
+                self._conn.close_written()
                 raise httputil.HTTPOutputError("Tried to write more data than Content-Length")
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
@@ -385,7 +390,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             self.write_finished = True
             return
         if self._left:
-            conn.abort()
+            conn.close_written()
             raise httputil.HTTPOutputError(
                 f"Tried to write {self._left} bytes less than Content-Length"
             )

@@ -464,7 +464,7 @@ class ServerConnection(Connection):
                 exchange.call_aside(failed, self, exchange, status, data)
         if answered:
             # Half a response cannot be mended; the client must see that it is one.
-            self.abort()
+            self.close_written()
         else:
             self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
             self._linger()

@@ -381,7 +381,8 @@ class Exchange(Response, httputil.HTTPMessageDelegate):
 
     def _abort(self) -> None:
         """End the exchange where it is, so that the client notices."""
-        self.connection.close()
+        connection = self.connection
+        getattr(connection, "cut_short", connection.close)()  # else it is stock Tornado's
         self.on_connection_close()
 
     def _leave(self) -> None:
