@@ -2,7 +2,7 @@
 
 Makes pytest-tornado's fixtures build `tornado_worker.HTTPServer`, on asyncio and
 on uvloop, and fails a test that logs a warning nobody expected. It may touch the
-state of this process only; real Gunicorns are started by gunicorn_process.py.
+state of this process only; real Gunicorns are started by helpers/gunicorn_process.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tornado.ioloop import IOLoop
 from tornado.testing import ExpectLog
 
 # Fixtures, for all test modules.
-from gunicorn_process import gunicorn
-from server_thread import loop_name, serve
+from helpers.gunicorn_process import gunicorn
+from helpers.server_thread import loop_name, serve
 
 try:
     import uvloop

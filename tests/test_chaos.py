@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gunicorn_process import GunicornProcess
-from long_lived import Results, WebSocket, keep_requesting, request
+from helpers.gunicorn_process import GunicornProcess
+from helpers.long_lived import Results, WebSocket, keep_requesting, request
 
 CHAOS_S = float(os.environ.get("TORNADO_WORKER_CHAOS_S", "20"))
 # For the last of it: what is in flight then must end first.

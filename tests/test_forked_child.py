@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess, wait_until
 
 APP = """
 import asyncio

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess, wait_until
 
 requests = pytest.importorskip("requests")
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from gunicorn_process import REPOSITORY, GunicornError, wait_until
-from tornado_worker import supported
+from helpers.gunicorn_process import REPOSITORY, GunicornError, wait_until
+from tornado_worker.config import versions
 
 # Handlers that most tests need; a test adds its own to `app`.
 HANDLERS = """
@@ -153,7 +153,7 @@ def test_handlers_have_the_date_for_less(serve, loop):
         """
         import email.utils
 
-        from tornado_worker.fields import http_date
+        from tornado_worker.connection.fields import http_date
 
         class Dated(tornado.web.RequestHandler):
             def get(self):
@@ -221,11 +221,11 @@ def test_supported_versions_are_those_of_the_package_metadata():
     def dotted(version):
         return ".".join(map(str, version))
 
-    first, end = supported._GUNICORN
+    first, end = versions._GUNICORN
     assert f"gunicorn>={dotted(first)},<{dotted(end)}" in config["options"]["install_requires"]
-    first, end = supported._TORNADO
+    first, end = versions._TORNADO
     assert f"tornado>={dotted(first)},<{dotted(end)}" in config["options"]["install_requires"]
-    assert config["options"]["python_requires"] == f">={dotted(supported._PYTHON)}"
+    assert config["options"]["python_requires"] == f">={dotted(versions._PYTHON)}"
 
 
 @pytest.mark.parametrize("option", ["--check-config", "--print-config"])

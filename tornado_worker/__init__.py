@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 from tornado_worker.drain import draining
 
 if TYPE_CHECKING:
-    from tornado_worker.server import HTTPServer
+    from tornado_worker.server.server import HTTPServer
     from tornado_worker.worker import TornadoWorker
-    from tornado_worker.wsgi import WSGIContainer
+    from tornado_worker.wsgi.container import WSGIContainer
 
 __all__ = ["HTTPServer", "TornadoWorker", "WSGIContainer", "__version__", "draining"]
 
 __version__ = "1.0.0"
 
 _HOMES = {
-    "HTTPServer": "tornado_worker.server",
+    "HTTPServer": "tornado_worker.server.server",
     "TornadoWorker": "tornado_worker.worker",
-    "WSGIContainer": "tornado_worker.wsgi",
+    "WSGIContainer": "tornado_worker.wsgi.container",
 }
 
 

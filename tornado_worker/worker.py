@@ -20,33 +20,36 @@ from typing import Any, ClassVar
 from gunicorn.arbiter import Arbiter
 from tornado import httputil
 
-# `supported` first: the others import what an unsupported version may not have.
-from tornado_worker import forked, supported, wsgi  # noqa: F401
-from tornado_worker.access import make_observer
-from tornado_worker.application import RequestCallback, install_loader
+# `versions` first: the others import what an unsupported version may not have.
+from tornado_worker import forked
+from tornado_worker.config import versions  # noqa: F401
+from tornado_worker.config.known_settings import check_settings
+from tornado_worker.config.options import ATTRIBUTES, find_errors, find_strangers
+from tornado_worker.config.server_arguments import loop_factory, server_arguments
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.stream import TransportStream
 from tornado_worker.drain import draining
-from tornado_worker.exchange import RequestConnection
 from tornado_worker.forked import Forks
-from tornado_worker.handover import Handover, status_after_failure, tell_of_stops
-from tornado_worker.http1 import ServerConnection
-from tornado_worker.known_settings import check_settings
-from tornado_worker.leaving import LAST_MOMENT_S, LeavingWorker
-from tornado_worker.loading import ApplicationLoader
-from tornado_worker.log_failures import count_log_failures
-from tornado_worker.options import ATTRIBUTES, find_errors, find_strangers
-from tornado_worker.patched import check_patches
-from tornado_worker.preload import check_preloaded
-from tornado_worker.reaping import tell_boot_failures_from_exits
-from tornado_worker.recycling import Generation, Recycler
-from tornado_worker.reload import replace_autoreload
-from tornado_worker.server import HTTPServer
-from tornado_worker.settings import loop_factory, server_arguments
-from tornado_worker.siblings import Row, Share, Sibling, Siblings, State
-from tornado_worker.signals import QUICK_EXIT_S
-from tornado_worker.stop_requests import Leave, StopRequests
-from tornado_worker.stream import TransportStream
-from tornado_worker.watchdog import Watchdog
-from tornado_worker.wsgi_threads import Mailbox
+from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.lifecycle.handover import Handover, status_after_failure, tell_of_stops
+from tornado_worker.lifecycle.leaving import LAST_MOMENT_S, LeavingWorker
+from tornado_worker.lifecycle.recycling import Generation, Recycler
+from tornado_worker.lifecycle.siblings import Row, Share, Sibling, Siblings, State
+from tornado_worker.lifecycle.signals import QUICK_EXIT_S
+from tornado_worker.lifecycle.stop_requests import Leave, StopRequests
+from tornado_worker.lifecycle.watchdog import Watchdog
+from tornado_worker.loading.foreign_patches import check_patches
+from tornado_worker.loading.gunicorn_loader import install_loader
+from tornado_worker.loading.lifespan import RequestCallback
+from tornado_worker.loading.loader import ApplicationLoader
+from tornado_worker.loading.preload import check_preloaded
+from tornado_worker.logs.failures import count_log_failures
+from tornado_worker.patches.autoreload import replace_autoreload
+from tornado_worker.patches.reaping import tell_boot_failures_from_exits
+from tornado_worker.reporting.access_log import make_observer
+from tornado_worker.server.server import HTTPServer
+from tornado_worker.wsgi.container import WSGIContainer
+from tornado_worker.wsgi.threads import Mailbox
 
 __all__ = ["TornadoWorker"]
 
@@ -390,7 +393,7 @@ class _Server(HTTPServer):
     ) -> httputil.HTTPMessageDelegate:
         self.worker.on_request()
         callback = self.request_callback
-        if isinstance(callback, wsgi.WSGIContainer) and not self.xheaders:
+        if isinstance(callback, WSGIContainer) and not self.xheaders:
             # What Tornado's method does. Agents wrap that, and the WSGI application as
             # well: each request would be two transactions.
             return callback.start_request(server_conn, request_conn)

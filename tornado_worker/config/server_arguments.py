@@ -1,0 +1,117 @@
+"""Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`, and as a loop.
+
+May read Gunicorn's configuration and its TLS code. Never touches a socket, a
+running loop or a process: what it returns is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gunicorn import sock
+from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
+
+from tornado_worker.config.peer_policy import GunicornPolicy
+
+__all__ = [
+    "SAME_NAME_SETTINGS",
+    "SETTINGS_FOR",
+    "loop_factory",
+    "parser_options",
+    "server_arguments",
+    "ssl_context",
+]
+
+#: HTTPServer arguments, and the setting that has the same job: one place for each thing.
+SETTINGS_FOR = {
+    "idle_connection_timeout": "keepalive",
+    "keepalive_timeout": "keepalive",
+    "max_connections": "worker_connections",
+    "max_header_size": "limit_request_line, limit_request_fields and limit_request_field_size",
+    "no_keep_alive": "keepalive = 0",
+    "ssl_options": "certfile and keyfile, or the ssl_context hook",
+}
+#: HTTPServer arguments that bear their setting's name.
+SAME_NAME_SETTINGS = (
+    "casefold_http_method",
+    "http_parser",
+    "limit_request_field_size",
+    "limit_request_fields",
+    "limit_request_line",
+    "permit_obsolete_folding",
+    "permit_unconventional_http_method",
+    "permit_unconventional_http_version",
+    "strip_header_spaces",
+)
+
+# Entries of SERVER_OPTIONS for WSGI containers alone.
+_CONTAINER_OPTIONS = {"max_spool_size"}
+
+# What Gunicorn's parsers take for a request line without a limit (bytes).
+_UNLIMITED_LINE = 1024 * 1024
+
+
+def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`, and SERVER_OPTIONS.
+
+    Loads the certificate, so it may raise what `ssl` and the user's
+    `ssl_context` hook raise.
+    """
+    arguments = parser_options(cfg)
+    arguments["max_header_size"] = _max_header_size(cfg)
+    arguments["policy"] = GunicornPolicy(cfg)
+    arguments["max_connections"] = cfg.worker_connections
+    arguments["no_keep_alive"] = cfg.keepalive == 0
+    if cfg.keepalive:
+        arguments["keepalive_timeout"] = float(cfg.keepalive)
+    if cfg.is_ssl:
+        arguments["ssl_options"] = ssl_context(cfg)
+    for name, value in options.items():
+        if name not in _CONTAINER_OPTIONS:
+            arguments[name] = value
+    return arguments
+
+
+def _max_header_size(cfg: Any) -> int:
+    """Return what the limits allow a header section to be, computed as Gunicorn does (bytes)."""
+    line = cfg.limit_request_line or _UNLIMITED_LINE
+    fields = cfg.limit_request_fields or MAX_HEADERS
+    field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
+    return int(line + fields * (field_size + 2) + 4)
+
+
+def parser_options(cfg: Any) -> dict[str, Any]:
+    """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
+    return {name: getattr(cfg, name) for name in SAME_NAME_SETTINGS}
+
+
+def ssl_context(cfg: Any) -> ssl.SSLContext:
+    """Return the TLS context of `cfg`; calls the user's `ssl_context` hook."""
+    context: ssl.SSLContext = sock.ssl_context(cfg)
+    # Gunicorn advertises what `http_protocols` lists. A client that was
+    # promised h2 would speak it, and be answered with an error.
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop that the setting `asgi_loop` names.
+
+    Raises RuntimeError when it asks for uvloop and uvloop is not there.
+    """
+    if name != "asyncio":
+        try:
+            import uvloop
+        except ImportError as e:
+            if name == "uvloop":
+                raise RuntimeError(
+                    f"asgi_loop = 'uvloop' needs the package uvloop ({e}): install"
+                    " tornado-worker[fast], or set asgi_loop to 'auto' or 'asyncio'"
+                ) from None
+        else:
+            new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+            return new_loop
+    return asyncio.new_event_loop

@@ -1,0 +1,47 @@
+"""What a server tells of its exchanges: for access logs, metrics and hooks.
+
+The interface alone; `tornado_worker.reporting.access_log` implements it for Gunicorn.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.flow import Connection
+from tornado_worker.connection.stream import TransportStream
+
+__all__ = ["ExchangeObserver"]
+
+
+class ExchangeObserver(Protocol):
+    """Hears of the beginning and end of every exchange: for access logs, metrics, hooks.
+
+    Nothing that it does may raise.
+    """
+
+    #: What is made of connections that are detached.
+    stream_class: type[TransportStream]
+
+    def exchange_started(self, exchange: RequestConnection) -> None:
+        """A header section has arrived; the application has not heard of it."""
+
+    def exchange_finished(self, exchange: RequestConnection) -> None:
+        """An exchange ended: answered, or its client gone (`status` 0: without an answer)."""
+
+    def exchange_failed(
+        self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
+    ) -> None:
+        """The server itself answered `status`.
+
+        `exchange` is None for a message that was refused before the application
+        heard of it; `data` then begins with its request line, if that is known.
+        """
+
+    def exchange_detached(
+        self, exchange: RequestConnection, stream: TransportStream, data: bytes
+    ) -> None:
+        """The application took the connection, on which `data` was read already."""
+
+    def stream_closed(self, stream: TransportStream) -> None:
+        """The connection of a detached exchange is gone."""

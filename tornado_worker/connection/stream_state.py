@@ -1,0 +1,63 @@
+"""What an application has set on `request.connection.stream`, as long as HTTP has the connection.
+
+Connections keep it, views of them change it, and the stream that `detach()` makes takes
+it over; none of them is known here.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tornado.iostream import IOStream
+
+from tornado_worker.connection.isolation import IsolatedLoop
+
+__all__ = ["CloseCallback", "StreamState"]
+
+
+class CloseCallback(NamedTuple):
+    function: Callable[[], None]
+    context: contextvars.Context
+
+
+class StreamState:
+    """What applications have set on the stream of a connection that HTTP has.
+
+    It stays with the connection, whose views come and go, and goes over to the stream
+    that `detach()` makes of it.
+    """
+
+    __slots__ = (
+        "_detached",
+        "close_callback",
+        "error",
+        "max_buffer_size",
+        "max_write_buffer_size",
+    )
+
+    def __init__(self) -> None:
+        self.close_callback: CloseCallback | None = None
+        # Weak: what reads for TLS keeps the connection, and this, as long as the stream.
+        self._detached: weakref.ref[IOStream] | None = None
+        self.error: BaseException | None = None
+        self.max_buffer_size: int | None = None
+        self.max_write_buffer_size: int | None = None
+
+    @property
+    def detached(self) -> IOStream | None:
+        """The stream that `detach()` has made of the connection, while there is one."""
+        return None if self._detached is None else self._detached()
+
+    def on_detached(self, stream: IOStream) -> None:
+        self.close_callback = None
+        self._detached = weakref.ref(stream)
+
+    def on_connection_lost(self, loop: IsolatedLoop, exc: BaseException | None) -> None:
+        self.error = self.error or exc
+        callback, self.close_callback = self.close_callback, None
+        if callback is not None:
+            # Whoever closes, it is called in the context of who wants to know.
+            loop.call_soon(callback.context.run, callback.function)

@@ -1,0 +1,648 @@
+"""HTTP/1 on a connection: messages in, one exchange at a time.
+
+It may know the reader, asyncio and tornado.httputil, and never deals with
+signals, WSGI or listening sockets. The response side of an exchange is
+`RequestConnection`, in the package `connection`.
+
+Order of events for one message: `_feed` gives bytes to a reader; when its head
+is complete `_begin_exchange` tells the application; `_deliver` hands over body
+bytes until the application asks it to wait; `_end_message` forgets the reader
+and `end_exchange` moves on to the next message. Bytes that cannot be used yet
+wait, unparsed, in `_held`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from tornado import httputil
+from tornado.http1connection import _GzipMessageDelegate
+from tornado.iostream import StreamClosedError
+from tornado.log import app_log, gen_log
+
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.flow import PIECE_MAX, Connection, Phase
+from tornado_worker.connection.interfaces import Host
+from tornado_worker.connection.isolation import IsolatedLoop
+from tornado_worker.connection.observer import ExchangeObserver
+from tornado_worker.connection.peer import PeerPolicy
+from tornado_worker.connection.stream import TransportStream
+from tornado_worker.connection.transport import hang_up
+from tornado_worker.http1.head import make_request
+from tornado_worker.http1.reader import MessageError, MessageReader, Rules
+from tornado_worker.logs.guard import guarded
+
+__all__ = ["HTTP1Host", "ServerConnection"]
+
+_ERROR_RESPONSES = {
+    code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
+    for code, reason in (
+        (400, "Bad Request"),
+        (403, "Forbidden"),
+        (408, "Request Timeout"),
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (417, "Expectation Failed"),
+        (431, "Request Header Fields Too Large"),
+        (500, "Internal Server Error"),
+        (501, "Not Implemented"),
+        (503, "Service Unavailable"),
+    )
+}
+
+# Pieces of a long body that a connection may read in one turn of the loop.
+_PIECES_MAX = 2
+
+# Of a message that is refused, for its line in the access log (bytes).
+_SEEN_MAX = 64 * 1024
+
+# With a 503: whoever comes back finds another worker (seconds).
+_RETRY_AFTER = b"Retry-After: 1\r\n"
+
+
+class HTTP1Host(Host, Protocol):
+    """What a connection that speaks HTTP/1 needs of its server."""
+
+    #: How messages are read.
+    rules: Rules
+    #: What peers may say about themselves.
+    policy: PeerPolicy | None
+    #: Who is told of exchanges.
+    observer: ExchangeObserver | None
+    #: Seconds without progress after which a peer is given up.
+    stall_timeout: float
+    #: Body bytes handed over at once; None: as many as one read brought.
+    body_chunk_size: int | None
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        """Return the application's delegate for a request."""
+
+    def on_connection_made(self, conn: ServerConnection) -> None:
+        """Note a connection that stands."""
+
+    def on_close(self, server_conn: object) -> None:
+        """Note that a connection is gone."""
+
+    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+        """Note that a stream has the transport now."""
+
+    def on_stream_closed(self, stream: TransportStream) -> None:
+        """Note that the connection of a detached exchange is gone."""
+
+
+class ServerConnection(Connection):
+    """One connection: reads messages, one exchange at a time.
+
+    This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
+    """
+
+    server: HTTP1Host
+
+    __slots__ = ("_eof", "_pieces", "_reader", "_turn", "_waits", "draining", "exchange")
+
+    def __init__(self, server: HTTP1Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+        super().__init__(server, loop, addresses)
+        self.exchange: RequestConnection | None = None
+        self.draining = False
+        # Of the message that is being read: an idle connection has none, and one whose
+        # request waits for its answer has none either.
+        self._reader: MessageReader | None = None
+        # Whether the application holds the body back.
+        self._waits = False
+        # Whole pieces of a long body that came in one turn of the loop, and in which.
+        self._pieces = 0
+        self._turn = 0
+        self._eof = False
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.server.on_connection_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._held is not None:
+            self._hold(data)
+        elif self.phase == Phase.BODY and self.server.turns.busy:
+            self._held, self._at = data, 0
+            self._pause_reading()
+            self.server.turns.wait(self._on_turn)
+        elif self.phase <= Phase.BODY:
+            self._feed(data, 0)
+        # Otherwise the connection lingers or closes: read and forget, so that
+        # the peer's unread bytes do not turn our last response into a reset.
+
+    def eof_received(self) -> bool | None:
+        answering = self.phase == Phase.RESPONSE or (self.phase == Phase.IDLE and self._held)
+        if not answering or not self.transport.can_write_eof():
+            return None  # close; TLS has no half-closed connections
+        # The client will send no more, or has gone: TCP does not tell which.
+        # What is answered in this turn of the loop still reaches it (`nc -N`),
+        # and so does what is answered in the turn of each request behind it.
+        self._eof = True
+        self.loop.call_soon(self._close_after_eof)
+        return True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.exchange is None and self.phase == Phase.IDLE:
+            if self._held:
+                self._next_message()
+            else:
+                self._held = None
+                self._resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        transport = self.transport
+        self._reader = None
+        super().connection_lost(exc)
+        if exchange is not None:
+            exchange.keep_alive = False
+            exchange.abandon()
+            if self.server.observer is not None:
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+        self.server.on_close(self)
+        hang_up(transport)
+
+    # Reading
+
+    def _feed(self, data: bytes, at: int) -> None:
+        """Use `data[at:]`; what cannot be used yet is held."""
+        reader = self._reader
+        if reader is None:
+            if self.phase == Phase.IDLE and data[at : at + 3] == b"\r\n":
+                return  # behind a body, of an old client: no beginning of a request
+            reader = self._reader = MessageReader(self.server.rules)
+            self.phase = Phase.HEAD
+            self.since = self.loop.time()
+        try:
+            end = reader.feed(data, at)
+        except MessageError as e:
+            self._refuse(e.status, str(e), reader.seen(data, at)[:_SEEN_MAX])
+            return
+        if end < len(data):
+            self._held, self._at = data, end
+        if self.exchange is not None:
+            self.since = self.loop.time()  # a body that arrives is not stalled
+            if len(data) >= PIECE_MAX and not reader.complete:
+                self.read_pieces(True)
+                self._deliver()
+                self._count_piece()
+            else:
+                self._deliver()
+        elif reader.head is not None:
+            self._begin_exchange(reader)
+
+    def _begin_exchange(self, reader: MessageReader) -> None:
+        server = self.server
+        head, framing = reader.head, reader.framing
+        assert head is not None and framing is not None
+        try:
+            start_line, headers = make_request(head, server.policy, self.context)
+        except MessageError as e:
+            self._refuse(e.status, str(e))
+            return
+        exchange = RequestConnection(self)
+        exchange.start_line = start_line
+        exchange.headers = headers
+        exchange.raw_target = head.target
+        exchange.keep_alive = (
+            framing.keep_alive
+            and not self.draining
+            and not server.conn_params.no_keep_alive
+            and start_line.method != "CONNECT"
+        )
+        self.phase = Phase.BODY
+        self.since = exchange.started = self.loop.time()
+        self.exchange = exchange
+        try:
+            wait = exchange.call(self._tell_head, exchange, start_line, headers)
+        except Exception as e:
+            self._on_delegate_error(e, exchange)
+            return
+        if wait is not None:
+            self._wait_for(exchange, wait, self._begin_body)
+        elif self._reader is not reader:
+            pass  # detached, or closed
+        elif reader.complete and not reader.body:
+            self._end_message()
+        else:
+            self._begin_body()
+
+    def _tell_head(
+        self,
+        exchange: RequestConnection,
+        start_line: httputil.RequestStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> Awaitable[None] | None:
+        """Tell the observer and the application that a request has begun; called in its context."""
+        server = self.server
+        if server.observer is not None:
+            server.observer.exchange_started(exchange)
+        delegate = server.start_request(self, exchange)
+        decompress = server.conn_params.decompress
+        if decompress:
+            headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
+            delegate = _GzipMessageDelegate(
+                delegate, server.conn_params.chunk_size, exchange.max_body_size
+            )
+        exchange.delegate = delegate
+        wait = delegate.headers_received(start_line, headers)
+        if decompress:
+            # The application may have set it only now.
+            delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+        return wait
+
+    def _begin_body(self) -> None:
+        exchange, reader = self.exchange, self._reader
+        if exchange is None or reader is None:
+            return  # detached, or closed meanwhile
+        if self._refuses_body(exchange, reader):
+            return
+        if (
+            not reader.complete
+            and not reader.body
+            and exchange.status == 0
+            and reader.framing is not None
+            and reader.framing.expects_continue
+        ):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._deliver()
+
+    def _refuses_body(self, exchange: RequestConnection, reader: MessageReader) -> bool:
+        """Refuse a body that is too large by what it announces, before its bytes are there."""
+        if reader.body_size <= exchange.max_body_size or exchange.write_finished:
+            return False
+        assert reader.framing is not None
+        kind = "chunked body too large" if reader.framing.chunked else "Content-Length too long"
+        self._refuse(exchange.oversize_status, kind)
+        return True
+
+    def _deliver(self) -> None:
+        """Hand over body bytes until there are none or the application waits."""
+        exchange, reader = self.exchange, self._reader
+        if exchange is None or reader is None or self._refuses_body(exchange, reader):
+            return
+        while reader.body:
+            if exchange.write_finished:
+                reader.body.clear()  # answered already: nobody wants the rest
+                break
+            chunk = reader.take_body(self.server.body_chunk_size)
+            exchange.body_received += len(chunk)
+            assert exchange.delegate is not None
+            try:
+                wait = exchange.call(exchange.delegate.data_received, chunk)
+            except Exception as e:
+                self._on_delegate_error(e, exchange)
+                return
+            if wait is not None and not _has_succeeded(wait):
+                self._wait_for(exchange, wait, self._deliver)
+                return
+            if self.exchange is not exchange or self._reader is not reader:
+                return  # detached, or closed
+            if reader.body and self._refuses_body(exchange, reader):
+                return  # the application has just set another limit
+        if reader.complete:
+            self._end_message()
+        elif exchange.write_finished:
+            self.end_early(exchange)
+        elif self._held:
+            # Others too want something of this turn of the loop. Paused even if little
+            # waits: the peer's end must not overtake it.
+            self._pause_reading()
+            self.server.turns.wait(self._on_turn)
+        else:
+            self._held = None
+            self._resume_reading()
+
+    def _count_piece(self) -> None:
+        """Read no more in this turn of the loop if the connection has had its share.
+
+        uvloop reads up to 32 times in a row from a socket that has more.
+        """
+        turn = self.server.turns.now()
+        if turn != self._turn:
+            self._turn = turn
+            self._pieces = 0
+        self._pieces += 1
+        if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
+            self._held = b""
+            self._pause_reading()
+            self.server.turns.wait(self._on_turn)
+
+    def _on_turn(self) -> None:
+        """Go on with the next message, or a body: what is held of it, or reading more."""
+        if self.phase == Phase.IDLE:
+            self._next_message()
+            return
+        if self._held is None or self._reader is None or self._waits:
+            return
+        held, at = self._held, self._at
+        self._held, self._at = None, 0
+        if held:
+            self._feed(held, at)
+        else:
+            self._resume_reading()
+
+    def _wait_for(
+        self,
+        exchange: RequestConnection,
+        awaitable: Awaitable[None],
+        proceed: Callable[[], None],
+    ) -> None:
+        """Read no further until `awaitable` is done, then call `proceed`."""
+        future = exchange.ensure_future(awaitable)
+        if self.exchange is exchange:
+            self._waits = True
+            if self._held is None:
+                self._held = b""
+
+        def on_done(future: asyncio.Future[None]) -> None:
+            if future.cancelled():
+                error: BaseException | None = asyncio.CancelledError()
+            else:
+                error = future.exception()
+            if error is not None:
+                self._on_delegate_error(error, exchange)
+                return
+            if self.exchange is not exchange:
+                return
+            self._waits = False
+            self.since = self.loop.time()  # the client was not to blame until now
+            proceed()
+
+        if future.done():
+            on_done(future)
+        else:
+            self.loop.add_done_callback(future, on_done)
+
+    def _end_message(self) -> None:
+        """The request has arrived whole: tell the application."""
+        exchange = self.exchange
+        assert exchange is not None
+        # What follows is the next message's, or a tunnel's. From here on
+        # everything is held, until the exchange is over.
+        if self._held is None:
+            self._held = b""
+        if self._reads_pieces:
+            self.read_pieces(False)
+        self._reader = None
+        self.phase = Phase.RESPONSE
+        exchange.read_finished = True
+        delegate, exchange.delegate = exchange.delegate, None
+        if not exchange.write_finished:
+            assert delegate is not None
+            try:
+                exchange.call(delegate.finish)
+            except Exception as e:
+                self._on_delegate_error(e, exchange)
+                return
+        if exchange.write_finished and self.exchange is exchange:
+            exchange.call_aside(self.end_exchange, exchange)
+
+    def end_exchange(self, exchange: RequestConnection) -> None:
+        """Request read and response written: go on to the next message, or close."""
+        if self.exchange is not exchange:
+            return
+        self.exchange = None
+        server = self.server
+        if server.observer is not None:
+            server.observer.exchange_finished(exchange)
+        if exchange.status == 101:
+            # The application detaches in this turn of the loop, or never will.
+            self.loop.call_soon(self._close_unless_detached)
+        elif not exchange.keep_alive or self.draining:
+            self._close_gently()
+        else:
+            self.phase = Phase.IDLE
+            self.since = self.loop.time()
+            if self._writing_paused:
+                # A client that does not take its response gets no other: what
+                # it sends is held, however slowly it comes. resume_writing
+                # goes on.
+                pass
+            elif not self._held:
+                self._held = None
+                if self._reading_paused:
+                    self._resume_reading()
+            else:
+                # Not from here: the application is still inside finish(). And each
+                # request takes a turn.
+                self.server.turns.wait(self._on_turn)
+
+    def _next_message(self) -> None:
+        held, at = self._held, self._at
+        if held and self.phase == Phase.IDLE and not self._writing_paused:
+            self._held, self._at = None, 0
+            self._feed(held, at)
+            if self._eof:
+                self.loop.call_soon(self._close_after_eof)
+            elif self._held is None:
+                self._resume_reading()
+
+    # Errors and endings
+
+    def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
+        """Answer a message that cannot be served, and close; `data` was read of it last."""
+        guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
+        self.fail(status, data=data)
+
+    def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
+        if self.exchange is not exchange or exchange.write_finished:
+            # Answered before it failed, detached or closed: no place for another
+            # answer. The error is still worth a line.
+            if not isinstance(
+                error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
+            ):
+                exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
+            return
+        if isinstance(error, httputil.HTTPInputError):
+            delegate = exchange.delegate
+            oversize = (
+                isinstance(delegate, _GzipMessageDelegate)
+                and delegate._decompressed_body_size > exchange.max_body_size
+            )
+            self._refuse(exchange.oversize_status if oversize else 400, str(error))
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(503, _RETRY_AFTER)
+            return
+        if not isinstance(error, StreamClosedError):
+            exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
+        self.fail(500)
+
+    def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
+        """End the exchange with `status` or, when it has an answer, by cutting it short."""
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return  # it has ended already
+        exchange, self.exchange = self.exchange, None
+        answered = exchange is not None and exchange.status != 0
+        if exchange is not None:
+            exchange.status = exchange.status or status
+            exchange.keep_alive = False
+            exchange.abandon()
+        if self.server.observer is not None:
+            head = None if self._reader is None else self._reader.head
+            if exchange is None and head is not None:
+                line = f"{head.method} {head.target} HTTP/{head.version[0]}.{head.version[1]}"
+                data = line.encode("ascii")
+            failed = self.server.observer.exchange_failed
+            if exchange is None:
+                failed(self, exchange, status, data)
+            else:
+                exchange.call_aside(failed, self, exchange, status, data)
+        if answered:
+            # Half a response cannot be mended; the client must see that it is one.
+            self.close_written()
+        else:
+            self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
+            self._linger()
+
+    def end_early(self, exchange: RequestConnection) -> None:
+        """The response was finished first: if the request is still not read, give it up."""
+        if self.exchange is exchange and not exchange.read_finished:
+            self.exchange = None
+            exchange.keep_alive = False
+            exchange.abandon()
+            if self.server.observer is not None:
+                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+            self._linger()
+
+    def _linger(self) -> None:
+        self._reader = None
+        super()._linger()
+
+    def _close_after_eof(self) -> None:
+        if self.transport is None or self.phase >= Phase.LINGER:
+            return
+        if self.phase != Phase.IDLE or not self._held:  # else _next_message comes back here
+            self.close_written()
+
+    def _close_unless_detached(self) -> None:
+        if self.phase != Phase.DETACHED:
+            self._close_gently()
+
+    # For HTTPServer
+
+    def begin_drain(self, now: float, grace: float) -> None:
+        """Close as soon as no exchange is lost by it.
+
+        A connection that was used within the last `grace` seconds may have a
+        request on its way: it gets the rest of that time.
+        """
+        self.draining = True
+        if self.phase in (Phase.IDLE, Phase.NEW) and not self._held:
+            if now - self.since >= grace:
+                self._close_gently()
+        elif self.exchange is not None:
+            self.exchange.keep_alive = False
+
+    def body_overdue(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the request body takes too long, in all or since its last bytes."""
+        exchange = self.exchange
+        if exchange is None or self._held is not None:
+            return False  # the application holds it back: not the client's fault
+        total = exchange.body_timeout
+        return now - self.since > stall_timeout or (
+            total is not None and now - exchange.started > total
+        )
+
+    def on_timeout(self) -> None:
+        """The phase has lasted longer than the server allows."""
+        phase = self.phase
+        if phase in (Phase.NEW, Phase.IDLE):
+            self._close_gently()
+        elif phase == Phase.HEAD:
+            guarded(gen_log.info, "Timeout reading header from %s", self.context)
+            self.fail(408)
+        elif phase == Phase.BODY:
+            guarded(gen_log.info, "Timeout reading body from %s", self.context)
+            self.abort()
+        elif not self.may_go(self.loop.time(), self.server.stall_timeout):
+            self.since = self.loop.time()  # a slow reader: it gets the rest
+        elif phase == Phase.LINGER and not self.transport.can_write_eof():
+            self.close_written()  # over TLS the peer has not been told of the end
+        else:
+            self.abort()
+
+    def cut(self) -> bool:
+        """End now: 503 to a request without an answer (True), else abort (False)."""
+        exchange = self.exchange
+        answered = exchange is not None and exchange.status != 0
+        if not answered and self.transport is not None and not self.transport.is_closing():
+            self.fail(503, _RETRY_AFTER)
+            return True
+        self.abort()
+        return False
+
+    # For RequestConnection
+
+    @property
+    def flow(self) -> Connection:
+        """What is beneath HTTP: this connection itself."""
+        return self
+
+    def takes_response(self, exchange: RequestConnection) -> bool:
+        """Tell whether what `exchange` writes still has somebody to go to."""
+        return (
+            self.exchange is exchange
+            and not exchange.write_finished
+            and self.phase < Phase.LINGER
+            and self.transport is not None
+            # A write that failed is known here before connection_lost is called;
+            # asyncio complains of those that follow.
+            and not self.transport.is_closing()
+        )
+
+    def request_is_whole(self) -> bool:
+        """Tell whether the current request has been read to its end."""
+        return self._reader is None or self._reader.complete
+
+    def detach(self, exchange: RequestConnection, owner: Any) -> TransportStream:
+        """Hand the transport to a stream of `owner`'s, with what was read ahead; HTTP ends here."""
+        held = self._take_held()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            held = b"".join(reader.body) + held
+        if self._reads_pieces:
+            self.read_pieces(False)
+        self.exchange = None
+        self.phase = Phase.DETACHED
+        self._held = b""
+        transport, self.transport = self.transport, None
+        waiters, self._drain_waiters = self._drain_waiters, None
+        observer = self.server.observer
+        stream_class = TransportStream if observer is None else observer.stream_class
+        stream = stream_class(
+            transport,
+            held,
+            reading_paused=self._reading_paused,
+            writing_paused=self._writing_paused,
+            max_buffer_size=self.server.max_buffer_size,
+            on_closed=self.server.on_stream_closed,
+            turns=self.server.turns,
+        )
+        stream.owner = owner
+        stream.adopt_state(self.stream_state)
+        stream.context = exchange.get_context()
+        stream.adopt_waiters(waiters)
+        if self._eof:
+            self.loop.call_soon(stream.eof_received)  # nobody else will say it again
+        if observer is not None:
+            observer.exchange_detached(exchange, stream, held)
+        self.server.on_detached(self, stream)
+        return stream
+
+
+def _has_succeeded(awaitable: Awaitable[None]) -> bool:
+    return (
+        isinstance(awaitable, asyncio.Future)
+        and awaitable.done()
+        and not awaitable.cancelled()
+        and awaitable.exception() is None
+    )

@@ -1,0 +1,128 @@
+"""What a head says of its message: where it ends, whom it is for, whether the connection stays.
+
+One function decides all of it, so that no two places can disagree: RFC 9112 sections 3.2 (Host),
+6 (framing) and 9.3 (persistence), RFC 9110 section 10.1.1 (Expect). Knows heads; what is made of
+the decision is the connection's to say. Upgrade decides nothing here: it is the application's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tornado_worker.http1.head_section import Head, MessageError
+
+__all__ = ["Framing", "decide", "is_authority"]
+
+# RFC 3986 section 3.2.2 and 3.2.3, but no comma in a name: it would be a second Host to those
+# that join fields, and Tornado refuses it. The host may be empty (RFC 9110 section 7.2).
+_AUTHORITY = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]++(?:%25[0-9A-Za-z._~-]++)?\]"
+    rb"|(?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*+)"
+    rb"(?::[0-9]*+)?+"
+)
+# RFC 9110 section 5.3: what two of them would mean, nobody knows.
+_SINGLETONS = (b"content-length", b"content-type", b"host")
+# RFC 9112 section 7.2, and what it once was.
+_CODINGS = frozenset((b"chunked", b"compress", b"deflate", b"gzip", b"identity"))
+# More digits than a size has on this planet; and int() bears 4300.
+_LENGTH_DIGITS_MAX = 18
+
+
+class Framing(NamedTuple):
+    """What `decide` has decided."""
+
+    #: Of the body (bytes); None: the head does not say.
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    #: Whether the client waits for `100 Continue` before it sends the body.
+    expects_continue: bool
+
+
+_BARE = Framing(None, False, True, False)
+
+
+def decide(head: Head) -> Framing:
+    """Return what `head` says of its message. Raises MessageError."""
+    fields = head.fields
+    if head.repeated is not None:
+        _refuse_repeated(head.repeated)
+    host = fields.get(b"host")
+    modern = head.version == (1, 1)
+    if host is None:
+        if modern:
+            # RFC 9112 section 3.2: without one, and with a wrong one, the answer MUST be 400.
+            raise MessageError(400, "Missing Host header")
+    elif not _AUTHORITY.fullmatch(host):
+        raise MessageError(400, f"Invalid Host header: {host[:100].decode('latin-1')!r}")
+    length = fields.get(b"content-length")
+    coding = fields.get(b"transfer-encoding")
+    connection = fields.get(b"connection")
+    expect = fields.get(b"expect")
+    if modern and length is coding is expect is None and connection in (None, b"keep-alive"):
+        return _BARE
+    if coding is not None:
+        _check_coding(coding, length, modern)
+    return Framing(
+        None if length is None else _read_length(length),
+        coding is not None,
+        modern if connection is None else _is_persistent(connection, modern),
+        # RFC 9110 section 10.1.1: of HTTP/1.0 it is to be ignored.
+        expect is not None and modern and expect.lower() == b"100-continue",
+    )
+
+
+def is_authority(text: bytes) -> bool:
+    """Tell whether `text` may stand in Host: `host`, `host:port` and `[::1]:port` do."""
+    return _AUTHORITY.fullmatch(text) is not None
+
+
+def _refuse_repeated(pairs: list[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in pairs]
+    for name in _SINGLETONS:
+        if names.count(name) > 1:
+            if name == b"host":
+                values = [value.decode("latin-1") for other, value in pairs if other == name]
+                raise MessageError(400, f"Multiple host headers not allowed: {values!r}")
+            raise MessageError(400, f"more than one {name.decode().title()} header")
+
+
+def _read_length(value: bytes) -> int:
+    # RFC 9110 section 8.6: int() would also take a sign and underscores.
+    if not value.isdigit():
+        raise MessageError(
+            400, f"Only integer Content-Length is allowed: {value[:100].decode('latin-1')!r}"
+        )
+    if len(value) > _LENGTH_DIGITS_MAX:
+        value = value.lstrip(b"0") or b"0"
+        if len(value) > _LENGTH_DIGITS_MAX:
+            raise MessageError(400, "Content-Length too long")
+    return int(value)
+
+
+def _check_coding(coding: bytes, length: bytes | None, modern: bool) -> None:
+    """Refuse all but `chunked` alone (RFC 9112 sections 6.1 and 6.3)."""
+    shown = coding[:100].decode("latin-1")
+    if not modern:
+        raise MessageError(400, "Transfer-Encoding in HTTP/1.0")
+    if length is not None:
+        raise MessageError(400, "Message with both Transfer-Encoding and Content-Length")
+    if coding.lower() == b"chunked":
+        return
+    codings = [name.strip().lower() for name in coding.split(b",")]
+    chunked = codings.count(b"chunked")
+    if not coding.isascii() or chunked > 1:
+        # What cannot be a coding is an attempt at smuggling; so is chunked in chunked.
+        raise MessageError(400, f"Unsupported Transfer-Encoding {shown}")
+    if _CODINGS.issuperset(codings) and codings[-1] != b"chunked":
+        raise MessageError(400, f"Unsupported Transfer-Encoding {shown}: chunked must be last")
+    # Legal codings before chunked too: nobody here decodes them.
+    raise MessageError(501, f"Unsupported Transfer-Encoding {shown}")
+
+
+def _is_persistent(connection: bytes, modern: bool) -> bool:
+    options = [option.strip().lower() for option in connection.split(b",")]
+    if b"close" in options:
+        return False
+    return modern or b"keep-alive" in options

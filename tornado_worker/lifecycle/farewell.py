@@ -1,0 +1,59 @@
+"""A close frame for every WebSocket of a worker that leaves.
+
+Knows streams only by what owns them, and nothing of frames, of signals or of when
+a worker leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable
+
+from tornado.log import app_log
+from tornado.websocket import WebSocketHandler
+
+from tornado_worker.connection.stream import TransportStream
+
+__all__ = ["Farewell"]
+
+# At the shortest between two groups (seconds): one by one a few, in groups many.
+_STEP_S = 0.01
+
+
+class Farewell:
+    """Sends each WebSocket a close frame, spread over time.
+
+    For who leaves with ten thousand clients, which would otherwise all be back
+    in one instant. Waiting for them to go is the caller's.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        self._code = code
+        self._reason = reason
+
+    def begin(self, streams: Iterable[TransportStream], spread_s: float) -> None:
+        """Close those of `streams` that are WebSockets, the last in `spread_s` seconds at most.
+
+        Without a spread all of them are closed when this returns.
+        """
+        waiting = [stream for stream in streams if isinstance(stream.owner, WebSocketHandler)]
+        size = math.ceil(len(waiting) * _STEP_S / spread_s) if spread_s > 0 else len(waiting)
+        self._close_next(waiting, size)
+
+    def _close_next(self, waiting: list[TransportStream], size: int) -> None:
+        for _ in range(min(size, len(waiting))):
+            self.close(waiting.pop())
+        if waiting:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_STEP_S, self._close_next, waiting, size)
+
+    def close(self, stream: TransportStream) -> None:
+        """Close `stream` if it is an open WebSocket; repeating is safe."""
+        handler = stream.owner
+        if isinstance(handler, WebSocketHandler) and not stream.closed():
+            try:
+                stream.call_aside(handler.close, self._code, self._reason)
+            except Exception:
+                # An application's own close(): the other WebSockets come first.
+                app_log.error("Exception while closing a WebSocket", exc_info=True)

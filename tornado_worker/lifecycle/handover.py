@@ -1,0 +1,151 @@
+"""A reload, from the workers' side: the old ones serve until the new ones do.
+
+The arbiter sends TERM to the old workers as soon as it has forked the new ones, which
+may still load their application for a long time, or fail to. So an old worker looks
+into the table first, and a new one that fails lets the old ones be. Knows the table
+and the arbiter's habits; nothing of connections, and not what an application is.
+
+What the arbiter does, in Gunicorn's `reload()` and `manage_workers()`: too many
+workers get a TERM, the lowest `age` first, and get it again about once a second.
+`reload()` waits for all that are older than the new ones, deaf to signals, for up to
+`graceful_timeout`; the `age` of a worker that hands over ends that at once. A worker
+that exits with status 3 or 4 ends Gunicorn; with any other it is replaced if there
+are too few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+from tornado_worker.lifecycle.siblings import Row, Siblings, State
+
+__all__ = ["Handover", "status_after_failure", "tell_of_stops"]
+
+_POLL_S = 0.05
+# A TERM for one worker too many may come this much after the failed one has gone.
+_CROSSED_S = 3.0
+# Between two attempts to load an application that other workers serve (seconds).
+_RETRY_S = 10.0
+
+
+class Handover:
+    """Decides for one worker, in its process, whether a TERM is to be followed at once.
+
+    Does so if it is for any reason but a reload. `drain()` is called, once, when the
+    time has come; at the latest `timeout` seconds after the TERM.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        loop: asyncio.AbstractEventLoop,
+        log: Any,
+        timeout: float,
+        drain: Callable[[], None],
+    ) -> None:
+        self._row = row
+        self._loop = loop
+        self._log = log
+        self._timeout = timeout
+        self._drain = drain
+        self._deadline = 0.0
+
+    def postpone(self) -> bool:
+        """Tell whether a TERM that has just come means: serve on until others do."""
+        row, siblings = self._row, self._row.siblings
+        if row.state == State.HANDING_OVER:
+            return True  # repeated by the arbiter; `_poll` looks whether it is more
+        if row.state != State.SERVING or siblings.stopping:
+            return False
+        booting, _ = siblings.newer(row)
+        if not booting:
+            # From before the arbiter noticed that the new ones have failed?
+            return 0 <= siblings.since_failure() < _CROSSED_S and not siblings.surplus()
+        row.state = State.HANDING_OVER
+        self._deadline = self._loop.time() + self._timeout
+        self._log.info("Serving until a worker of the new configuration does")
+        self._poll()
+        return True
+
+    def _poll(self) -> None:
+        row, siblings = self._row, self._row.siblings
+        if row.state != State.HANDING_OVER:
+            return  # leaves for another reason
+        booting, accepting = siblings.newer(row)
+        if siblings.stopping:
+            self._drain()
+        elif booting:
+            if self._loop.time() < self._deadline:
+                self._loop.call_later(_POLL_S, self._poll)
+                return
+            self._log.warning(
+                "Leaving although the new configuration's workers have not loaded in %g s",
+                self._timeout,
+            )
+            self._drain()
+        elif accepting:
+            self._drain()
+        else:
+            row.state = State.SERVING
+            self._log.warning("Serving on: no worker of the new configuration has come up")
+
+
+def status_after_failure(worker: Any, row: Row | None, status: int) -> int:
+    """Return the exit status of a worker that could not load its application, in the end.
+
+    With `status` the arbiter stops everything. While other workers serve it gets
+    another one: a mistake in a deployment must not end what works. Without a
+    reload the arbiter starts the next worker at once, which will often fail too: so this
+    one waits. Call it without a loop running; log the failure before.
+    """
+    if row is None or status not in (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR):
+        return status
+    siblings = row.siblings
+    if not worker.alive or siblings.stopping:
+        return 1  # told to leave meanwhile: nobody waits for it to load
+    others = siblings.accepting_others(row)
+    if not others:
+        return status
+    siblings.note_failure()
+    if siblings.surplus():
+        worker.log.error("The new worker has not loaded its application: %d serve on", others)
+        return 1
+    worker.log.error(
+        "The new worker has not loaded its application: %d serve on; trying again in %g s",
+        others,
+        _RETRY_S,
+    )
+    deadline = time.monotonic() + _RETRY_S
+    while (
+        time.monotonic() < deadline
+        and worker.alive
+        and os.getppid() == worker.ppid
+        and not siblings.stopping
+        and siblings.accepting_others(row)
+    ):
+        time.sleep(_POLL_S)
+    return 1
+
+
+def tell_of_stops(siblings: Siblings) -> None:
+    """Have an arbiter that begins to stop say so in the table. Repeating is safe.
+
+    In place of a public method of Gunicorn's: a worker cannot tell its TERM from that
+    of a reload, and Gunicorn calls no hook before it.
+    """
+    original = Arbiter.stop
+    if original.__module__ == __name__:
+        return
+
+    def stop(self: Any, graceful: bool = True) -> None:
+        if os.getpid() == self.pid:
+            siblings.on_stop()
+        original(self, graceful)
+
+    Arbiter.stop = stop

@@ -1,0 +1,436 @@
+"""`HTTPServer`: Tornado's HTTPServer on asyncio transports.
+
+Keeps the set of connections, sweeps it for timeouts and drains it; accepting is
+the acceptor's. May know http1 and Tornado; never parses a byte and knows nothing
+of Gunicorn's worker or of signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import tornado.httpserver
+from tornado import httputil
+from tornado.ioloop import IOLoop
+from tornado.log import gen_log
+from tornado.netutil import ssl_options_to_context
+
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.flow import Phase
+from tornado_worker.connection.isolation import IsolatedLoop
+from tornado_worker.connection.observer import ExchangeObserver
+from tornado_worker.connection.peer import ConnectionContext, PeerPolicy
+from tornado_worker.connection.stream import TransportStream
+from tornado_worker.connection.turns import Turns
+from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.http1.reader import ReaderOptions, Rules
+from tornado_worker.logs.counted_line import CountedLine
+from tornado_worker.logs.guard import guarded
+from tornado_worker.server.acceptor import Acceptor, LoadShare
+from tornado_worker.server.proxy_protocol import ProxiedConnection
+
+__all__ = ["HTTPServer"]
+
+# A client that has got its last response is given this long to stop sending
+# (nginx: 5), and this long to answer the end of a TLS connection, which many
+# clients never do (seconds).
+_LINGER_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 1.0
+_HANDSHAKE_TIMEOUT_S = 60.0
+# asyncio's own limit on the end of a TLS connection would cut off slow readers.
+_TLS_SHUTDOWN_TIMEOUT_S = 24 * 3600.0
+# A connection used this recently may have a request on its way (seconds).
+_DRAIN_GRACE_S = 1.0
+
+
+class HTTPServer(tornado.httpserver.HTTPServer):
+    """A `tornado.httpserver.HTTPServer` with the same constructor and methods.
+
+    It works inside the worker, alone in a script, and as
+    `tornado.httpserver.HTTPServer.configure("tornado_worker.HTTPServer")`.
+    Keyword arguments beside Tornado's: those of `ReaderOptions`, and
+
+    - `header_timeout`: seconds a client may take to send one header section;
+    - `keepalive_timeout`: seconds a connection may wait for another request;
+      `idle_connection_timeout` (Tornado's) unless given;
+    - `stall_timeout`: seconds without a byte of progress after which a client
+      that stalls in a body, or does not read its response, is cut off;
+    - `max_connections`: connections (detached ones too) at which accepting
+      pauses until one of them closes; None: no limit;
+    - `policy`: what peers may say about themselves; without one, what Tornado
+      lets them say.
+    """
+
+    #: What whoever set `max_connections` calls it, for the log.
+    limit_name = "max_connections"
+
+    def initialize(
+        self,
+        request_callback: (
+            httputil.HTTPServerConnectionDelegate | Callable[[httputil.HTTPServerRequest], None]
+        ),
+        no_keep_alive: bool = False,
+        xheaders: bool = False,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        protocol: str | None = None,
+        decompress_request: bool = False,
+        chunk_size: int | None = None,
+        max_header_size: int | None = None,
+        idle_connection_timeout: float | None = None,
+        body_timeout: float | None = None,
+        max_body_size: int | None = None,
+        max_buffer_size: int | None = None,
+        trusted_downstream: list[str] | None = None,
+        *,
+        http_parser: str = "auto",
+        limit_request_line: int | None = None,
+        limit_request_fields: int = 100,
+        limit_request_field_size: int | None = None,
+        permit_unconventional_http_method: bool = False,
+        permit_unconventional_http_version: bool = False,
+        permit_obsolete_folding: bool = False,
+        strip_header_spaces: bool = False,
+        casefold_http_method: bool = False,
+        header_timeout: float | None = 60.0,
+        keepalive_timeout: float | None = None,
+        stall_timeout: float = 60.0,
+        max_connections: int | None = None,
+        policy: PeerPolicy | None = None,
+    ) -> None:
+        super().initialize(
+            request_callback,
+            no_keep_alive=no_keep_alive,
+            xheaders=xheaders,
+            ssl_options=ssl_options,
+            protocol=protocol,
+            decompress_request=decompress_request,
+            chunk_size=chunk_size,
+            max_header_size=max_header_size,
+            idle_connection_timeout=idle_connection_timeout,
+            body_timeout=body_timeout,
+            max_body_size=max_body_size,
+            max_buffer_size=max_buffer_size,
+            trusted_downstream=trusted_downstream,
+        )
+        size = self.conn_params.max_header_size
+        self.rules = Rules(
+            ReaderOptions(
+                http_parser=http_parser,
+                limit_request_line=size if limit_request_line is None else limit_request_line,
+                limit_request_fields=limit_request_fields,
+                limit_request_field_size=(
+                    size if limit_request_field_size is None else limit_request_field_size
+                ),
+                permit_unconventional_http_method=permit_unconventional_http_method,
+                permit_unconventional_http_version=permit_unconventional_http_version,
+                permit_obsolete_folding=permit_obsolete_folding,
+                strip_header_spaces=strip_header_spaces,
+                casefold_http_method=casefold_http_method,
+                max_header_size=size,
+                special_names=frozenset() if policy is None else policy.special_names,
+            )
+        )
+        self.policy = policy
+        self._connection_class = (
+            ServerConnection
+            if policy is None or policy.proxy_protocol == "off"
+            else ProxiedConnection
+        )
+        self.observer: ExchangeObserver | None = None
+        self.max_buffer_size: int = max_buffer_size or 104857600  # Tornado's default
+        self.max_body_size = self.max_buffer_size if max_body_size is None else max_body_size
+        #: Body bytes handed over at once; None: as many as one read brought.
+        self.body_chunk_size = chunk_size
+        idle = idle_connection_timeout or 3600.0  # Tornado's default
+        self.timeouts: dict[int, float] = {
+            Phase.NEW: min(idle, header_timeout or idle),
+            Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
+            Phase.HEAD: min(idle, header_timeout or idle),
+            Phase.LINGER: _LINGER_TIMEOUT_S,
+            Phase.CLOSING: _CLOSE_TIMEOUT_S,
+        }
+        self._tls: ssl.SSLContext | None = None
+        if self.ssl_options is not None:
+            self._tls = (
+                self.ssl_options
+                if isinstance(self.ssl_options, ssl.SSLContext)
+                else ssl_options_to_context(self.ssl_options, server_side=True)
+            )
+        self._protocol = protocol or ("https" if self._tls is not None else "http")
+        self._trusted_downstream = set(trusted_downstream or ())
+        self._connections: set[ServerConnection] = set()  # type: ignore[assignment]
+        self._streams: set[TransportStream] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._half_open = 0  # accepted, and not in _connections yet
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._draining = False
+        self.turns = Turns()
+        self._loop: IsolatedLoop | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._tls_errors = CountedLine(gen_log.warning)
+        self.stall_timeout = stall_timeout
+        self.max_connections = max_connections or sys.maxsize
+        self._acceptor = Acceptor(self._on_accepted, self._has_room)
+        self._acceptor.limit = f"{self.limit_name} = {max_connections}"
+
+    # Listening
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on `sockets`, which must listen already, on the current loop."""
+        loop = self._use_loop(IOLoop.current())
+        for sock in sockets:
+            self._acceptor.add(loop, sock)
+            # For Tornado's stop().
+            self._sockets[sock.fileno()] = sock
+            self._handlers[sock.fileno()] = functools.partial(self._acceptor.remove, sock)
+
+    def share_load(self, share: LoadShare) -> None:
+        """Accept new connections in fair shares with others on the same sockets."""
+        self._acceptor.share = share
+
+    def _use_loop(self, io_loop: IOLoop) -> IsolatedLoop:
+        if self._loop is None:
+            # As in Tornado, what requests find in their context is what is in the
+            # current one now.
+            self._loop = IsolatedLoop(io_loop)
+            self.turns.schedule = self._loop.call_soon
+            # What every write returns that need not wait; shared, for speed.
+            self.done: asyncio.Future[None] = self._loop.create_future()
+            self.done.set_result(None)
+        return self._loop
+
+    def connection_count(self) -> int:
+        """Return how many connections are open: in a handshake, HTTP, and detached."""
+        return self._half_open + len(self._connections) + len(self._streams)
+
+    def exchanges(self) -> list[RequestConnection]:
+        """Return the exchanges that are not over."""
+        return [conn.exchange for conn in self._connections if conn.exchange is not None]
+
+    def detached_streams(self) -> list[TransportStream]:
+        """Return the streams of the connections that applications have detached, and not closed."""
+        return list(self._streams)
+
+    def _has_room(self) -> bool:
+        return self.connection_count() < self.max_connections
+
+    def _on_accepted(self, sock: socket.socket, address: Any, server_address: Any) -> None:
+        assert self._loop is not None
+        self._half_open += 1
+        task = self._loop.create_task(self._establish(self._loop, sock, (address, server_address)))
+        self._accepting.add(task)
+        self._loop.add_done_callback(task, self._on_established)
+
+    async def _establish(
+        self, loop: IsolatedLoop, sock: socket.socket, addresses: tuple[Any, Any]
+    ) -> None:
+        """Turn an accepted socket into a connection; with TLS, after the handshake.
+
+        `addresses` are the peer's and the listener's.
+        """
+        conn = self._connection_class(self, loop, addresses)
+        try:
+            if self._tls is None:
+                fd = 0
+                await loop.asyncio_loop.connect_accepted_socket(lambda: conn, sock)
+            else:
+                fd = sock.fileno()
+                await loop.asyncio_loop.connect_accepted_socket(
+                    lambda: conn,
+                    sock,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+                    ssl_shutdown_timeout=_TLS_SHUTDOWN_TIMEOUT_S,
+                )
+        except BaseException as e:
+            # Broad: whatever it is, the place must be free again.
+            if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
+                if isinstance(e, ssl.SSLError):
+                    # Any client can have as many of these as it likes.
+                    self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, addresses[0], str(e))
+                elif isinstance(e, OSError):
+                    gen_log.info("connection from %s failed: %s", addresses[0], e)
+                sock.close()
+                self._half_open -= 1
+                self._acceptor.room_made()
+                # asyncio's frames and the error refer to each other, and keep
+                # 260 KB of a failed handshake until the next full collection.
+                e.__traceback__ = None
+                loop.break_cycles(fd)
+            if not isinstance(e, OSError):
+                raise
+
+    def _on_established(self, task: asyncio.Task[None]) -> None:
+        self._accepting.discard(task)
+        self._check_drained()
+        if not task.cancelled():
+            task.result()
+
+    # Connections
+
+    def make_context(self, transport: Any, address: Any, server_address: Any) -> ConnectionContext:
+        family = transport.get_extra_info("socket").family
+        return ConnectionContext(
+            address,
+            family,
+            self._protocol,
+            self._trusted_downstream,
+            server_address,
+            self.policy,
+        )
+
+    def on_connection_made(self, conn: ServerConnection) -> None:
+        self._half_open -= 1
+        self._connections.add(conn)
+        if self._draining:
+            conn.begin_drain(conn.since, _DRAIN_GRACE_S)
+        if self._sweep_timer is None:
+            self._schedule_sweep(conn.loop)
+
+    def on_close(self, server_conn: object) -> None:
+        self._connections.discard(cast(ServerConnection, server_conn))
+        self._acceptor.room_made()
+        self._check_drained()
+
+    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+        self._connections.discard(conn)
+        self._streams.add(stream)
+
+    def on_stream_closed(self, stream: TransportStream) -> None:
+        self._streams.discard(stream)
+        if self.observer is not None:
+            stream.call_aside(self.observer.stream_closed, stream)
+        self._acceptor.room_made()
+        self._check_drained()
+
+    def _schedule_sweep(self, loop: IsolatedLoop) -> None:
+        shortest = min(self.stall_timeout, *self.timeouts.values())
+        interval = min(1.0, max(0.01, shortest / 4))
+        self._sweep_timer = loop.call_later(interval, self._sweep, loop)
+
+    def _sweep(self, loop: IsolatedLoop) -> None:
+        """Look for what has waited too long: one pass instead of a timer for each."""
+        self._sweep_timer = None
+        suspects = [
+            conn for found in self._overdue(self._connections, loop.time()) for conn in found
+        ]
+        if suspects:
+            # Not yet: a process that was stopped, or blocked, finds its timers due before it
+            # has read what came meanwhile. Two calls, because the first may come before the
+            # loop looks at its sockets.
+            loop.call_soon(loop.call_soon, self._end_overdue, loop, suspects)
+        if self._connections:
+            self._schedule_sweep(loop)
+
+    def _overdue(
+        self, connections: Iterable[ServerConnection], now: float
+    ) -> tuple[list[ServerConnection], list[ServerConnection], list[ServerConnection]]:
+        """Return those whose phase lasts too long, whose peer reads nothing, and who lost it."""
+        timeouts = self.timeouts
+        overdue = []
+        stalled = []
+        lost = []
+        for conn in connections:
+            phase = conn.phase
+            if phase == Phase.BODY:
+                if conn.body_overdue(now, self.stall_timeout):
+                    overdue.append(conn)
+            else:
+                limit = timeouts.get(phase)
+                if conn.draining and phase <= Phase.IDLE:
+                    limit = _DRAIN_GRACE_S
+                if limit is not None and now - conn.since > limit:
+                    overdue.append(conn)
+            if conn.stopped_reading(now, self.stall_timeout):
+                stalled.append(conn)
+            elif phase == Phase.RESPONSE and conn.has_lost_peer():
+                lost.append(conn)
+        return overdue, stalled, lost
+
+    def _end_overdue(self, loop: IsolatedLoop, suspects: list[ServerConnection]) -> None:
+        overdue, stalled, lost = self._overdue(
+            self._connections.intersection(suspects), loop.time()
+        )
+        for conn in overdue:
+            conn.on_timeout()
+        for conn in stalled:
+            guarded(gen_log.info, "Timeout writing to %s", conn.context)
+            conn.abort()
+        for conn in lost:
+            conn.abort()
+
+    async def close_all_connections(self) -> None:
+        """Close all open connections at once and wait until they are gone.
+
+        Like Tornado's, it leaves WebSockets and other detached streams alone.
+        """
+        self._cancel_handshakes()
+        while self._connections:
+            await next(iter(self._connections)).close()
+
+    # Draining
+
+    def begin_drain(self) -> None:
+        """Stop accepting; close idle connections, and the others after their response.
+
+        Repeating is safe. A request that is on its way is served: connections
+        used within the last second stay open for the rest of that second.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        if not self._stopped:
+            self._acceptor.take_queued()
+            self.stop()
+        if self._loop is not None:
+            self._drain_connections(self._loop)
+            # The sweep would find them too, but up to a second later.
+            self._loop.call_later(_DRAIN_GRACE_S + 0.01, self._drain_connections, self._loop)
+            if self._accepting:
+                # No request can be on its way in a handshake that stalls.
+                self._loop.call_later(_DRAIN_GRACE_S, self._cancel_handshakes)
+
+    def _drain_connections(self, loop: IsolatedLoop) -> None:
+        now = loop.time()
+        for conn in list(self._connections):
+            conn.begin_drain(now, _DRAIN_GRACE_S)
+
+    def _cancel_handshakes(self) -> None:
+        for task in list(self._accepting):
+            task.cancel()
+
+    async def drained(self) -> None:
+        """Return when no connection is left, HTTP or detached."""
+        if self._connections or self._streams or self._accepting:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def _check_drained(self) -> None:
+        if self._drain_waiters and not (self._connections or self._streams or self._accepting):
+            waiters, self._drain_waiters = self._drain_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def abort_all(self) -> tuple[int, int]:
+        """End every exchange now; return how many got a 503 and how many were cut."""
+        self._cancel_handshakes()
+        refused = aborted = 0
+        for conn in list(self._connections):
+            if conn.exchange is None and conn.phase != Phase.HEAD:
+                conn.abort()  # nobody waits for anything
+            elif conn.cut():
+                refused += 1
+            else:
+                aborted += 1
+        for stream in list(self._streams):
+            aborted += 1
+            stream.close()
+        return refused, aborted

@@ -1,0 +1,469 @@
+"""`WSGIContainer`: a WSGI application on threads, behind Tornado's interfaces.
+
+Says which requests run when; what becomes of one is in call.py. May use
+tornado.httputil and Gunicorn's configuration, never a connection. Makes no
+thread, lock or reference to a loop before the first request, so that a
+container may be made before a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import time
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gunicorn.http.wsgi
+import tornado.wsgi
+from tornado import httputil
+from tornado.log import access_log, app_log
+
+from tornado_worker.logs.guard import guarded
+from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
+from tornado_worker.wsgi.call import Exchange
+from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
+from tornado_worker.wsgi.threads import Mailbox, Threads
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+__all__ = ["WSGIContainer", "running", "use_settings"]
+
+# At most one warning in this time that requests are refused, and one that they
+# wait (seconds).
+_WARN_INTERVAL_S = 10.0
+_WAIT_WARN_INTERVAL_S = 30.0
+# Running requests that the latter names, those that run longest.
+_NAMED_MAX = 5
+_TARGET_MAX = 100
+
+# What a request body may have where nobody set a limit: it is not kept in memory.
+_UNLIMITED = (1 << 63) - 1
+
+
+class _Settings(NamedTuple):
+    """Gunicorn's settings and logger, and what else the user has set for the worker, if so."""
+
+    cfg: Any
+    log: Any
+    max_body_size: int | None = None
+    max_spool_size: int | None = None
+    slow_s: float = 0.0
+
+
+# For containers that applications make.
+_settings: _Settings | None = None
+_containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
+
+
+def use_settings(
+    cfg: Any,
+    log: Any,
+    max_body_size: int | None = None,
+    *,
+    max_spool_size: int | None = None,
+    slow_s: float = 0.0,
+) -> None:
+    """Make Gunicorn's settings and logger the defaults of containers not used yet.
+
+    `max_body_size` and `max_spool_size` are what the user set for the server, if
+    anything. Requests that wait for a thread longer than `slow_s` seconds are told;
+    0: never. For the worker, before it loads the application.
+    """
+    global _settings
+    _settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
+
+
+def running() -> list[tuple[str, str, float]]:
+    """Return `WSGIContainer.running` of all containers in this process, in one list."""
+    views = [view for container in list(_containers) for view in container.running()]
+    return sorted(views, key=lambda view: -view[2])
+
+
+class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDelegate):
+    """Serves a WSGI application on a pool of threads.
+
+    As the application of the worker or of Tornado's HTTPServer, as the target of
+    a `tornado.routing.Rule` or of an entry in `tornado.web.Application`, or in a
+    `FallbackHandler`.
+
+    `executor` runs the requests instead of threads of our own; it must be one
+    of threads. The other arguments are Gunicorn's settings of the same names.
+    One left out is what Gunicorn was told if the container serves under the
+    worker, and otherwise:
+
+    - `threads`: 1. Requests that run at the same time.
+    - `worker_connections`: 1000. Requests that may wait for a thread; beyond,
+      the answer is 503 with Retry-After. One that is given up while it waits
+      never runs.
+    - `tmp_upload_dir`: the system's. Where request bodies go that the
+      application leaves unread while they arrive.
+    - `sendfile`: True. Whether `wsgi.file_wrapper` may use os.sendfile.
+    - `root_path`: "". SCRIPT_NAME, see environ.py.
+    - `workers`: 1. Says nothing but `wsgi.multiprocess`.
+
+    `max_body_size`, in bytes, takes the place of the server's own limit, whose
+    default is there to protect memory. Under the worker, bodies have no limit
+    unless the user set one. A longer one is answered 413; on Tornado's own
+    server, 400.
+
+    `max_spool_size`, in bytes, is how much request bodies may have in
+    `tmp_upload_dir`, all of this container together, and one of them a quarter of
+    it. Beyond, clients wait until the application reads. Without it, all
+    containers of the process share what the worker's SERVER_OPTIONS say, or
+    256 MiB.
+
+    **When a request runs.** One without a body at once, or when a thread is free,
+    in the order of arrival. One with a body as soon as the body is whole; or
+    after 50 ms, or at once if it is long or the client waits for `100 Continue`,
+    and then it reads the rest while that arrives. A slow upload holds its
+    thread, so the last thread of several is kept for requests that are whole.
+    """
+
+    def __init__(
+        self,
+        wsgi_application: WSGIApplication,
+        executor: Executor | None = None,
+        *,
+        threads: int | None = None,
+        worker_connections: int | None = None,
+        tmp_upload_dir: str | None = None,
+        sendfile: bool | None = None,
+        root_path: str | None = None,
+        workers: int | None = None,
+        max_body_size: int | None = None,
+        max_spool_size: int | None = None,
+    ) -> None:
+        """Raise TypeError or ValueError for an argument that no request could be served with."""
+        _check_application(wsgi_application)
+        _check_executor(executor)
+        _check_count("threads", threads, 1)
+        _check_count("worker_connections", worker_connections, 1)
+        _check_count("workers", workers, 1)
+        _check_count("max_body_size", max_body_size, 0)
+        _check_count("max_spool_size", max_spool_size, 0)
+        _check_type("tmp_upload_dir", tmp_upload_dir, (str, os.PathLike), "a directory")
+        _check_type("sendfile", sendfile, (bool,), "a bool")
+        _check_type("root_path", root_path, (str,), "a path")
+        if root_path and root_path[0] != "/":
+            raise ValueError(f"invalid root_path: expected '' or a path from /; got {root_path!r}")
+        super().__init__(wsgi_application, executor)
+        self._executor = executor
+        self._options = {
+            "threads": threads,
+            "worker_connections": worker_connections,
+            "tmp_upload_dir": tmp_upload_dir,
+            "sendfile": sendfile,
+            "root_path": root_path,
+            "workers": workers,
+        }
+        self._settings: _Settings | None = None
+        self.max_body_size = max_body_size
+        self._max_spool_size = max_spool_size
+        self._open = False
+
+    @classmethod
+    def from_config(
+        cls,
+        wsgi_application: WSGIApplication,
+        cfg: Any,
+        log: Any,
+        max_body_size: int | None = None,
+        *,
+        max_spool_size: int | None = None,
+        slow_s: float = 0.0,
+    ) -> WSGIContainer:
+        """Make a container that follows Gunicorn's `cfg` and logs to Gunicorn's `log`.
+
+        The other arguments are those of `use_settings`.
+        """
+        container = cls(wsgi_application)
+        container._settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
+        return container
+
+    # What Tornado calls
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        return Exchange(self, request_conn)
+
+    def __call__(self, request: httputil.HTTPServerRequest) -> None:
+        """Serve a request that has been read already."""
+        exchange = Exchange(self, request.connection)
+        assert request.method is not None and request.uri is not None
+        exchange.whole_body = request.body
+        exchange.receive_head(
+            httputil.RequestStartLine(request.method, request.uri, request.version),
+            request.headers,
+            request.remote_ip or "",
+            request.protocol,
+        )
+        exchange.finish()
+
+    async def handle_request(self, request: httputil.HTTPServerRequest) -> None:
+        self(request)
+
+    def environ(self, request: httputil.HTTPServerRequest) -> dict[str, Any]:
+        """Return the environ of `request`, all but `wsgi.input` and `wsgi.early_hints`."""
+        if not self._open:
+            self._prepare()
+        assert request.method is not None and request.uri is not None
+        return self.environs.build(
+            httputil.RequestStartLine(request.method, request.uri, request.version),
+            request.headers,
+            request.connection,
+            request.remote_ip or "",
+            request.protocol,
+        )
+
+    # For the worker
+
+    def running(self) -> list[tuple[str, str, float]]:
+        """Return method, target and age (seconds) of every request in a thread.
+
+        Including those that were answered and are in the application's `close`.
+        """
+        if not self._open:
+            return []
+        now = time.monotonic()
+        return [
+            (*exchange.start_line[:2], now - since)
+            for exchange, since in list(self._threads.running.items())
+            if isinstance(exchange, Exchange)
+        ]
+
+    def close(self) -> None:
+        """Let the threads end after the requests that wait. A later request starts new ones."""
+        if self._open:
+            self._threads.close()
+            self.disk.close()
+
+    # Inside. The rest is for Exchange, on the loop.
+
+    def _prepare(self) -> None:
+        settings = self._settings or _settings or _Settings(None, app_log)
+        cfg, max_body_size = settings.cfg, settings.max_body_size
+        self.log: Any = settings.log
+        # Under the worker that is the server's job.
+        self.logs_access = cfg is None
+        options: dict[str, Any] = {
+            "threads": 1,
+            "worker_connections": 1000,
+            "tmp_upload_dir": None,
+            "sendfile": True,
+            "root_path": "",
+            "workers": 1,
+        }
+        for name, value in self._options.items():
+            if value is not None:
+                options[name] = value
+            elif cfg is not None:
+                options[name] = getattr(cfg, name)
+        self.tmp_upload_dir: str | None = options["tmp_upload_dir"]
+        if self._max_spool_size is not None:
+            self.spool = Spool(self._max_spool_size)
+        elif settings.max_spool_size is not None:
+            self.spool = spool_of_process(settings.max_spool_size)
+        else:
+            self.spool = spool_of_process(SPOOL_SIZE)
+        self.sendfile: bool = options["sendfile"] is not False
+        self.server_name: str = gunicorn.http.wsgi.SERVER
+        threads = max(options["threads"], 1)
+        if cfg is not None and self.max_body_size is None:
+            self.max_body_size = _UNLIMITED if max_body_size is None else max_body_size
+        self.environs = EnvironBuilder(
+            threads=threads if self._executor is None else 2,
+            workers=options["workers"],
+            root_path=options["root_path"] or "",
+            drop_underscores=cfg is None,
+            errors=ErrorStream(cfg),
+        )
+        self._threads = Threads(threads, "wsgi", self._executor)
+        self.disk = Threads(1, "wsgi-disk")
+        self._waiting_max = max(options["worker_connections"], 1)
+        self._warned = float("-inf")
+        # Requests whose body is still arriving: how many have or wait for a
+        # thread, and those that are kept back.
+        self._uploads = 0
+        self._uploads_max = max(threads - 1, 1) if self._executor is None else 1 << 31
+        # When each was submitted, in order, as in Threads.waiting.
+        self._held: OrderedDict[Exchange, float] = OrderedDict()
+        self._slow_s = settings.slow_s
+        self._wait_timer: asyncio.TimerHandle | None = None
+        self._told_waiting = float("-inf")
+        self._mailbox: Mailbox | None = None
+        _containers.add(self)
+        self._open = True
+
+    def mailbox(self) -> Mailbox:
+        """Return the way back to the running loop."""
+        if not self._open:
+            self._prepare()
+        mailbox = self._mailbox
+        if mailbox is None or not mailbox.is_current():
+            mailbox = self._mailbox = Mailbox(asyncio.get_running_loop())
+        return mailbox
+
+    def submit(self, exchange: Exchange) -> None:
+        """Run `exchange` when it is its turn, or refuse it."""
+        threads = self._threads
+        # Not `waiting` alone: a thread that is free may not have woken yet.
+        unanswered = len(threads.running) + len(threads.waiting) + len(self._held)
+        if unanswered >= threads.count + self._waiting_max:
+            exchange.refuse()
+            self._warn()
+            return
+        if self._slow_s and unanswered >= threads.count and self._wait_timer is None:
+            self._watch_waiting(self._slow_s)
+        if exchange.body is None or exchange.body.ended:
+            threads.submit(exchange)
+        elif self._uploads < self._uploads_max:
+            self._uploads += 1
+            exchange.is_upload = True
+            threads.submit(exchange)
+        else:
+            self._held[exchange] = time.monotonic()
+
+    def withdraw(self, exchange: Exchange) -> bool:
+        """Forget `exchange` if it waits; tell whether it did."""
+        if exchange in self._held:
+            del self._held[exchange]
+            return True
+        return self._threads.withdraw(exchange)
+
+    def on_body_complete(self, exchange: Exchange) -> None:
+        """Note that `exchange`, which was submitted, is no upload any more."""
+        if exchange in self._held:
+            del self._held[exchange]
+            self._threads.submit(exchange)
+        elif exchange.is_upload:
+            self.end_upload(exchange)
+
+    def end_upload(self, exchange: Exchange) -> None:
+        """Note that `exchange`, an upload, is none any more, or over."""
+        exchange.is_upload = False
+        self._uploads -= 1
+        if self._held and self._uploads < self._uploads_max:
+            held, _ = self._held.popitem(last=False)
+            self._uploads += 1
+            held.is_upload = True
+            self._threads.submit(held)
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now - self._warned >= _WARN_INTERVAL_S:
+            self._warned = now
+            guarded(
+                self.log.warning,
+                "%d requests wait for a thread (worker_connections): answering 503",
+                self._waiting_max,
+            )
+
+    def _watch_waiting(self, delay: float) -> None:
+        mailbox = self.mailbox()
+        self._wait_timer = mailbox.call_later(delay, self._check_waiting)
+
+    def _check_waiting(self) -> None:
+        """Tell, once in a while, of requests that have waited long for a thread."""
+        self._wait_timer = None
+        # Threads take from it meanwhile, and may have reached its end.
+        oldest = min(next(iter(list(waits.values())), float("inf")) for waits in self._waits())
+        if oldest == float("inf"):
+            return  # the next that must wait starts the watch again
+        now = time.monotonic()
+        waited = now - oldest
+        if waited >= self._slow_s and now - self._told_waiting >= _WAIT_WARN_INTERVAL_S:
+            self._told_waiting = now
+            self._tell_waiting(waited)
+        untold = max(0.0, self._told_waiting + _WAIT_WARN_INTERVAL_S - now)
+        self._watch_waiting(max(untold, self._slow_s - waited, self._slow_s / 4))
+
+    def _waits(self) -> tuple[Mapping[Any, float], Mapping[Any, float]]:
+        return self._threads.waiting, self._held
+
+    def _tell_waiting(self, waited: float) -> None:
+        views = sorted(self.running(), key=lambda view: -view[2])
+        names = [f"{method} {target[:_TARGET_MAX]} ({age:.1f} s)" for method, target, age in views]
+        if len(names) > _NAMED_MAX:
+            names[_NAMED_MAX:] = [f"{len(names) - _NAMED_MAX} more"]
+        guarded(
+            self.log.warning,
+            "WSGI requests that wait for a thread: %d, the longest for %.1f s (threads = %s);"
+            " running: %s",
+            sum(map(len, self._waits())),
+            waited,
+            self._threads.count if self._executor is None else "those of the executor",
+            ", ".join(names) or "none",
+        )
+
+    def log_access(self, exchange: Exchange) -> None:
+        """Log an exchange as Tornado's container does."""
+        status = exchange.status
+        level = logging.INFO
+        if status >= 400:
+            level = logging.WARNING if status < 500 else logging.ERROR
+        if access_log.isEnabledFor(level):
+            milliseconds = 1000.0 * (time.time() - exchange.started)
+            who = (*exchange.start_line[:2], exchange.remote_ip)
+            access_log.log(level, "%d %s %s (%s) %.2fms", status, *who, milliseconds)
+
+
+# Arguments
+
+
+def _check_application(application: object) -> None:
+    kind = type(application)
+    if not callable(application):
+        raise _wrong("wsgi_application", "a WSGI callable", application)
+    # Of the class, not by isinstance(): a proxy may have nothing behind it yet.
+    if issubclass(kind, httputil.HTTPServerConnectionDelegate):
+        raise TypeError(
+            "invalid wsgi_application: expected a WSGI callable; got one of Tornado's,"
+            f" {kind.__module__}.{kind.__qualname__}, which needs no container"
+        )
+    if kind in (types.FunctionType, types.MethodType) and (
+        inspect.iscoroutinefunction(application) or inspect.isasyncgenfunction(application)
+    ):
+        raise TypeError(
+            "invalid wsgi_application: expected a WSGI callable;"
+            f" got the async function {application.__qualname__!r}"  # type: ignore[attr-defined]
+        )
+
+
+def _check_executor(executor: object) -> None:
+    if executor is None:
+        return
+    if isinstance(executor, ProcessPoolExecutor):
+        raise TypeError("invalid executor: expected one of threads; got a ProcessPoolExecutor")
+    if not callable(getattr(executor, "submit", None)):
+        raise _wrong("executor", "a concurrent.futures.Executor", executor)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if value is None:
+        return
+    expected = f"a whole number from {least}"
+    if type(value) is bool or not isinstance(value, int):
+        raise _wrong(name, expected, value)
+    if value < least:
+        raise ValueError(f"invalid {name}: expected {expected}; got {value!r}")
+
+
+def _check_type(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
+    if value is not None and not isinstance(value, kinds):
+        raise _wrong(name, expected, value)
+
+
+def _wrong(name: str, expected: str, value: object) -> TypeError:
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:80] + "..."
+    return TypeError(f"invalid {name}: expected {expected}; got {type(value).__name__} {shown}")
