@@ -213,6 +213,34 @@ def test_names_and_methods_do_not_fill_the_memory() -> None:
     assert max(map(len, options._known)) <= 64
 
 
+def test_lines_that_many_clients_send_are_remembered_and_secrets_are_not() -> None:
+    options = rules()
+    secrets = b"Cookie: s=1\r\nAuthorization: Basic YTpi\r\nX-Token: t\r\nReferer: /secret\r\n"
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent:  u \r\n" + secrets
+    for _ in range(2):
+        reader, _, _ = read(head + b"\r\n", rules=options)
+        assert reader.head is not None
+        assert reader.head.fields[b"user-agent"] == b"u"
+        assert reader.head.fields[b"cookie"] == b"s=1"
+    assert set(options._lines) == {b"Host: a", b"User-Agent:  u "}
+    for number in range(5000):
+        agent = b"User-Agent: %d\r\nAccept: %b\r\n\r\n" % (number, b"x" * number)
+        read(b"GET / HTTP/1.1\r\nHost: a\r\n" + agent, rules=options)
+    assert len(options._lines) <= 1000
+    assert max(map(len, options._lines)) <= 256
+
+
+def test_a_line_that_is_remembered_is_checked_as_every_other() -> None:
+    """What one client may send must not make another's head right."""
+    options = rules(limit_request_fields=3)
+    read(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: b\r\nAccept: b\r\n\r\n", rules=options)
+    too_many = b"GET / HTTP/1.1\r\nHost: a\r\n" + 3 * b"Accept: b\r\n" + b"\r\n"
+    assert refusal(too_many, rules=options).status == 431
+    assert refusal(b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", rules=options).status == 400
+    assert refusal(b"GET / HTTP/1.1\r\nHost: a\r\n: a\r\n\r\n", rules=options).status == 400
+    assert refusal(b"GET / HTTP/1.1\r\nHost: a\r\nHost\r\n\r\n", rules=options).status == 400
+
+
 # -- bodies --------------------------------------------------------------------
 
 

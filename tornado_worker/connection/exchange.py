@@ -525,6 +525,8 @@ def _drop_coding(headers: httputil.HTTPHeaders) -> None:
 def _check_length(headers: httputil.HTTPHeaders) -> int:
     """Return the value of Content-Length, which is left with one of equal values."""
     length = headers["Content-Length"]
+    if length.isascii() and length.isdigit():
+        return int(length)
     values = {value.strip() for value in length.split(",")}
     if len(values) > 1 or not (length := values.pop()).isascii() or not length.isdigit():
         raise ValueError(

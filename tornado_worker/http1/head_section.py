@@ -43,6 +43,35 @@ CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 # Clients choose names and methods, so what remembers them must not grow without bound.
 _KNOWN_MAX = 1000
 _KNOWN_NAME_MAX = 64
+_KNOWN_LINE_MAX = 256
+# Fields whose values many clients share, and none of which is a secret.
+_COMMON_NAMES = frozenset(
+    (
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"connection",
+        b"content-type",
+        b"dnt",
+        b"host",
+        b"pragma",
+        b"priority",
+        b"sec-ch-ua",
+        b"sec-ch-ua-mobile",
+        b"sec-ch-ua-platform",
+        b"sec-fetch-dest",
+        b"sec-fetch-mode",
+        b"sec-fetch-site",
+        b"sec-fetch-user",
+        b"sec-gpc",
+        b"te",
+        b"upgrade-insecure-requests",
+        b"user-agent",
+        b"x-forwarded-proto",
+        b"x-requested-with",
+    )
+)
 
 #: RFC 9110 section 6.5.1: what must not come behind the body that it is about.
 FORBIDDEN_TRAILERS = frozenset(
@@ -103,6 +132,27 @@ class _Methods(dict[bytes, str]):
         return text
 
 
+class _Lines(dict[bytes, tuple[bytes, bytes]]):
+    """Name, in lower case, and value of fields by their lines, some of which it remembers.
+
+    Most of what a client sends with a request comes again with the next, and from others. To look
+    16 lines up takes 1.5 us, to take them apart 4. Lines that are one client's own are
+    not remembered, so that the time a head takes tells nobody of another's.
+    """
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            return b"", b""  # no name at all: none that is right
+        name = name.lower()
+        field = name, value.strip()
+        if name in _COMMON_NAMES and len(line) <= _KNOWN_LINE_MAX:
+            if len(self) >= _KNOWN_MAX:
+                self.clear()
+            self[line] = field
+        return field
+
+
 class Rules:
     """`ReaderOptions`, made ready. One for each server; for one thread."""
 
@@ -130,6 +180,8 @@ class Rules:
         )
         self._special = options.special_names
         self._methods = _Methods()
+        self._lines = _Lines()
+        self._field = self._lines.__getitem__
         # Names that were found right, and those among them that are nothing special: one
         # look decides for nearly every head, 0.4 us for 16 fields.
         self._known: set[bytes] = set()
@@ -164,12 +216,7 @@ class Rules:
                 or len(section.translate(None, _VALUE_BYTES)) != 2 * len(lines) - 2
             ):
                 return None
-            fields = {}
-            for line in lines:
-                name, colon, value = line.partition(b":")
-                if not colon:
-                    break
-                fields[name.lower()] = value.strip()
+            fields = dict(map(self._field, lines))
             if len(fields) == len(lines) and self._plain.issuperset(fields):
                 head.fields = fields
             elif len(fields) == len(lines) and self._known.issuperset(fields):
