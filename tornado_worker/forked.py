@@ -32,13 +32,13 @@ _generation = 0
 def generation() -> int:
     """Return a number that a child process has not got from its parent.
 
-    Whoever calls foreign code can compare: it may return twice, the second time in a child.
+    Code that calls foreign code can compare: the call may return twice, the second time in a child.
     """
     return _generation
 
 
 class Forks:
-    """What has to be taken from the children of one worker, which makes it after its own fork.
+    """The parts of one worker that its children must not use. Made after the worker's own fork.
 
     `methods` names those methods of the worker's classes by which its clients or its loop
     would hear of a child. They end a child that calls them on an object of this loop.
@@ -66,8 +66,8 @@ class Forks:
         self.place = "?"
 
     def before_fork(self) -> None:
-        # What comes to the child in its first moment would be taken by a handler
-        # of the worker's, and Python forgets it.
+        # A signal in the child's first moment would go to a handler of the worker's,
+        # and Python would forget it.
         self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
 
     def after_fork(self) -> None:
@@ -102,8 +102,8 @@ class Forks:
                 os.dup2(fresh.fileno(), number(), inheritable=False)
 
     def _end_after_this_callback(self) -> None:
-        # What else is ready is the parent's to run. No loop lets its queue be
-        # seen; without one found, the rest of this turn runs in the child.
+        # The other callbacks that are ready are the parent's to run. No loop shows its
+        # queue; if none is found, the rest of this turn runs in the child.
         ready = getattr(self._loop, "_ready", None)
         if ready is None:
             queues = [obj for obj in gc.get_referents(self._loop) if type(obj) is collections.deque]
@@ -256,7 +256,7 @@ def _describe(frame: FrameType | None) -> str:
     first = frame
     while frame is not None:
         path = frame.f_code.co_filename
-        # multiprocessing and its like are not who wanted it.
+        # Not the line in multiprocessing, but the one that called it.
         if not path.startswith(library) or "site-packages" in path:
             break
         frame = frame.f_back

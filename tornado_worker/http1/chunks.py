@@ -1,7 +1,7 @@
 """Chunked bodies (RFC 9112 section 7.1): chunks to bytes, many small ones in one pass.
 
-What one call does is bounded by a number of chunks, not only by the bytes it is given: of the
-smallest, a read of 256 KB has 40,000. Knows the limits on fields, for trailers, and nothing of
+One call reads a bounded number of chunks, not only the bytes it is given: a read of 256 KB may
+have 40,000 of the smallest. Knows the limits on fields, for trailers, and nothing of
 what is before or behind the body.
 """
 

@@ -1,8 +1,8 @@
-"""What a head says of its message: where it ends, whom it is for, whether the connection stays.
+"""The framing of a message, from its head: where it ends, its host, whether the connection stays.
 
 One function decides all of it, so that no two places can disagree: RFC 9112 sections 3.2 (Host),
-6 (framing) and 9.3 (persistence), RFC 9110 section 10.1.1 (Expect). Knows heads; what is made of
-the decision is the connection's to say. Upgrade decides nothing here: it is the application's.
+6 (framing) and 9.3 (persistence), RFC 9110 section 10.1.1 (Expect). Knows heads only. The
+connection acts on the decision; Upgrade is the application's.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _check_coding(coding: bytes, length: bytes | None, modern: bool) -> None:
     codings = [name.strip().lower() for name in coding.split(b",")]
     chunked = codings.count(b"chunked")
     if not coding.isascii() or chunked > 1:
-        # What cannot be a coding is an attempt at smuggling; so is chunked in chunked.
+        # A name that cannot be a coding is an attempt at smuggling; so is chunked in chunked.
         raise MessageError(400, f"Unsupported Transfer-Encoding {shown}")
     if _CODINGS.issuperset(codings) and codings[-1] != b"chunked":
         raise MessageError(400, f"Unsupported Transfer-Encoding {shown}: chunked must be last")

@@ -38,7 +38,7 @@ _TOKEN = re.compile(TOKEN + rb"++")
 _METHOD = re.compile(_CONVENTIONAL_METHOD)
 # RFC 9110 section 5.5: what a value may have; and what remains of a section without that.
 _VALUE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
-#: What no line has; a line break is made of two of them.
+#: Bytes that no line has; a line break is made of two of them.
 CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 # Clients choose names and methods, so what remembers them must not grow without bound.
 _KNOWN_MAX = 1000
@@ -89,7 +89,7 @@ class MessageError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """What a reader enforces: Gunicorn's settings of the same names (bytes, counts).
+    """The rules that a reader enforces: Gunicorn's settings of the same names (bytes, counts).
 
     0 means as much as Gunicorn's parsers take: 1 MB for a line, 32768 fields. `max_header_size`
     bounds the head as a whole, and the trailers with it.
@@ -110,7 +110,7 @@ class ReaderOptions:
 
 
 class Head:
-    """What a head says. Values are bytes as received, without the space around them."""
+    """A request line and fields, whose values are bytes as received, without the space around."""
 
     method: str
     target: str
@@ -290,7 +290,7 @@ class Rules:
         if len(fields) != len(pairs):
             head.repeated = pairs
         if len(self._known) + len(fields) > _KNOWN_MAX:
-            # Who sends names of all kinds must not keep others from being known.
+            # A client that sends names of all kinds must not keep others from being known.
             self._known.clear()
             self._plain.clear()
         for name in fields:

@@ -28,7 +28,7 @@ class MessageReader:
     (bytes), by its length or by the chunks begun so far.
     """
 
-    # What most messages do not need is not set for each.
+    # Defaults live on the class: most messages set few of them.
     head: Head | None = None
     framing: Framing | None = None
     complete = False
