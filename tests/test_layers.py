@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "patches": {"connection.fields", *BOTTOM},
     "reporting": {"connection", "wsgi.environ", *BOTTOM},
     "lifecycle": {"server", "connection.stream", "wsgi.container", *BOTTOM},
-    "loading": {"wsgi.container", "lifecycle", "config", "patches", "", *BOTTOM},
+    "loading": {"config", "", *BOTTOM},
     "worker": {
         "loading",
         "lifecycle",

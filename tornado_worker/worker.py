@@ -1,6 +1,6 @@
 """`TornadoWorker`, the Gunicorn worker: one process, one loop, one server.
 
-The seam between the arbiter and the rest: hooks, signals, heartbeat, and the order
+The seam between the arbiter and the rest, and the wiring: hooks, signals, and the order
 in which a process loads, serves, drains and leaves. Knows no byte of HTTP, and
 leaves to other modules what an application is and what a setting means.
 """
@@ -11,13 +11,13 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, ClassVar
+from types import FrameType
+from typing import Any, ClassVar, NoReturn
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.workers.base import Worker
 from tornado import httputil
 
 # `versions` first: the others import what an unsupported version may not have.
@@ -31,11 +31,17 @@ from tornado_worker.connection.stream import TransportStream
 from tornado_worker.drain import draining
 from tornado_worker.forked import Forks
 from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.lifecycle.farewell import Farewell
 from tornado_worker.lifecycle.handover import Handover, status_after_failure, tell_of_stops
-from tornado_worker.lifecycle.leaving import LAST_MOMENT_S, LeavingWorker
-from tornado_worker.lifecycle.recycling import Generation, Recycler
-from tornado_worker.lifecycle.siblings import Row, Share, Sibling, Siblings, State
-from tornado_worker.lifecycle.signals import QUICK_EXIT_S
+from tornado_worker.lifecycle.heartbeat import Heartbeat
+from tornado_worker.lifecycle.leaving import LAST_MOMENT_S, Departure
+from tornado_worker.lifecycle.load_share import Share
+from tornado_worker.lifecycle.loop_calls import LoopCalls
+from tornado_worker.lifecycle.recycling import Generation, Recycler, Retirement
+from tornado_worker.lifecycle.shutdown import end_with_main_thread
+from tornado_worker.lifecycle.siblings import Row, Sibling, Siblings
+from tornado_worker.lifecycle.signals import HANDLED, QUICK_EXIT_S, SignalHandlers, ignore_term
+from tornado_worker.lifecycle.state import ACCEPTING, BEFORE_SERVING, Life, State
 from tornado_worker.lifecycle.stop_requests import Leave, StopRequests
 from tornado_worker.lifecycle.watchdog import Watchdog
 from tornado_worker.loading.foreign_patches import check_patches
@@ -43,11 +49,17 @@ from tornado_worker.loading.gunicorn_loader import install_loader
 from tornado_worker.loading.lifespan import RequestCallback
 from tornado_worker.loading.loader import ApplicationLoader
 from tornado_worker.loading.preload import check_preloaded
+from tornado_worker.logs.error_log import ErrorLogHandler
 from tornado_worker.logs.failures import count_log_failures
-from tornado_worker.patches.autoreload import replace_autoreload
+from tornado_worker.patches.autoreload import explain_autoreload, replace_autoreload
+from tornado_worker.patches.cancellation import answer_cancellation
 from tornado_worker.patches.reaping import tell_boot_failures_from_exits
+from tornado_worker.patches.speedups import take_shortcuts
+from tornado_worker.patches.subprocesses import watch_subprocesses
+from tornado_worker.patches.websocket_defaults import limit_messages, ping_by_default
 from tornado_worker.reporting.access_log import make_observer
 from tornado_worker.server.server import HTTPServer
+from tornado_worker.wsgi import container as wsgi
 from tornado_worker.wsgi.container import WSGIContainer
 from tornado_worker.wsgi.threads import Mailbox
 
@@ -64,7 +76,7 @@ _NOT_FOR_CHILDREN = {
 }
 
 
-class TornadoWorker(ApplicationLoader, LeavingWorker):
+class TornadoWorker(Worker):  # type: ignore[misc]
     """Serves Tornado and WSGI applications on one asyncio loop.
 
     Subclass it in the configuration file to set what Gunicorn has no setting for.
@@ -90,8 +102,6 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
     # Of the arbiter too: whether this very class has been checked, and the last that was.
     _checked: ClassVar[bool]
     _latest: ClassVar[type[TornadoWorker] | None] = None
-
-    _handover: Handover | None = None
 
     # -- in the arbiter ------------------------------------------------------------
 
@@ -138,9 +148,9 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Before the fork: no loop, no thread, no lock here.
+        self._life = Life()
         super().__init__(*args, **kwargs)
-        self._recycling: asyncio.Task[None] | None = None
-        self._row = self._admit()
+        self._row = self._life.row = self._admit()
 
     def _admit(self) -> Row | None:
         """Give this worker, not forked yet, its place among those of the arbiter."""
@@ -181,7 +191,7 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
                 goes_first = row.state == State.RETIRING
             else:
                 # A reload must not wait for one that serves on: see `handover`.
-                goes_first = row.state in (State.BOOTING, State.SERVING, State.HANDING_OVER)
+                goes_first = row.state in BEFORE_SERVING | ACCEPTING
             if goes_first:
                 return generation.retiring_age
         return self._age
@@ -193,9 +203,18 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
 
     def has_booted(self) -> bool:
         """Tell the arbiter whether this worker, by now dead perhaps, has come to serve."""
-        return self._row is not None and self._row.state not in (State.FREE, State.BOOTING)
+        return self._row is not None and self._row.state not in {State.FREE, *BEFORE_SERVING}
 
-    # -- loading -------------------------------------------------------------------
+    @property
+    def alive(self) -> bool:
+        """Gunicorn's word: False once this worker has been told to leave."""
+        return not self._life.told_to_leave
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        self._life.told_to_leave = not alive
+
+    # -- the process ---------------------------------------------------------------
 
     def init_process(self) -> None:
         # Behind it are the arbiter's lines for the end of a worker.
@@ -210,176 +229,286 @@ class TornadoWorker(ApplicationLoader, LeavingWorker):
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
         except RuntimeError as error:
             # check_config has seen to it, unless a reload changed the setting.
-            self._refuse(error, Arbiter.WORKER_BOOT_ERROR)
+            self.log.error("%s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self._loop = self._runner.get_loop()
         asyncio.set_event_loop(self._loop)
-        forked.use(
-            Forks(
-                self._loop, self.log, self.handled_signals, self._is_own_handler, _NOT_FOR_CHILDREN
-            )
-        )
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        forked.use(Forks(self._loop, self.log, HANDLED, self._is_own_handler, _NOT_FOR_CHILDREN))
+        self._make_parts()
         try:
             super().init_process()
         except Leave:
             raise  # from run(), which has seen to the rest
         except SystemExit as leaving:
-            status = self._status_after(leaving.code)
-            self._end_with_main_thread(LAST_MOMENT_S, status)
-            sys.exit(status)
+            self._exit(leaving.code)
         except KeyboardInterrupt:
             # The application's: no signal raises it here. Further up is the
             # arbiter's own code, which would take it for a Ctrl-C: stop all
             # workers and remove the pid file and Unix sockets.
             self.log.exception("The application raised KeyboardInterrupt")
-            status = self._status_after(1 if self.booted else Arbiter.WORKER_BOOT_ERROR)
-            self._end_with_main_thread(LAST_MOMENT_S, status)
-            sys.exit(status)
+            self._exit(1 if self._life.has_booted else Arbiter.WORKER_BOOT_ERROR)
         except Exception:
-            status = -1 if self.booted else Arbiter.WORKER_BOOT_ERROR
-            if not self.booted and self._others_serve():
+            status = -1 if self._life.has_booted else Arbiter.WORKER_BOOT_ERROR
+            if not self._life.has_booted and self._others_serve():
                 self.log.exception("Exception in worker process")
-                status = self._status_after(status)
-                self._end_with_main_thread(LAST_MOMENT_S, status)
-                sys.exit(status)
+                self._exit(status)
             # What the arbiter makes of it. A thread that the application has
             # started must not keep it from stopping Gunicorn.
             self._end_with_main_thread(LAST_MOMENT_S, status)
             raise
 
+    def _make_parts(self) -> None:
+        """Make what this process has one of, and tell each part whom to call."""
+        self._calls = LoopCalls(self._loop)
+        self._heartbeat = Heartbeat(
+            self._life,
+            self._calls,
+            self.log,
+            self.tmp,
+            name=str(self),
+            ppid=self.ppid,
+            # Half of the setting, as Gunicorn has it; 0: nobody watches.
+            timeout_s=self.timeout,
+            notify=self.notify,
+            on_beat=self._on_beat,
+            on_orphaned=self._leave,
+        )
+        self._signals = SignalHandlers(
+            self._life,
+            self._calls,
+            self.log,
+            on_term=self._on_term,
+            on_quit=self._on_quit,
+            call_hook=self._call_hook,
+            last_beat=lambda: self._heartbeat.last,
+        )
+        self._recycler: Recycler | None = None
+        self._handover: Handover | None = None
+        if self._row is not None:
+            timeout = self.cfg.graceful_timeout
+            self._recycler = Recycler(self._life, self._row, self.ppid, timeout)
+            self._handover = Handover(
+                self._life,
+                self._row,
+                self._loop,
+                self.log,
+                self.RECYCLE_TIMEOUT,
+                lambda: self._departure.begin_drain("a reload"),
+            )
+        self._retirement = Retirement(
+            self._life,
+            self._calls,
+            self.log,
+            self._recycler,
+            timeout_s=self.RECYCLE_TIMEOUT,
+            requests=lambda: self.nr,
+            drain=lambda why: self._departure.begin_drain(why),
+        )
+        self._loader = ApplicationLoader(
+            self.app,
+            self.log,
+            self._runner,
+            self._life,
+            wrap_wsgi=self._wrap_wsgi,
+            shows_syntax_errors=self.cfg.reload,
+            watch_file=self._watch_file,
+            worker_class=type(self),
+        )
+
+    def _exit(self, status: Any) -> NoReturn:
+        """End the process with `status`, or what it means for workers that serve."""
+        if not self._life.has_booted:
+            status = status_after_failure(self._life, self._row, self.log, self.ppid, status)
+        self._end_with_main_thread(LAST_MOMENT_S, status)
+        sys.exit(status)
+
     def _others_serve(self) -> bool:
         return self._row is not None and self._row.siblings.accepting_others(self._row) > 0
 
-    def _status_after(self, status: Any) -> Any:
-        return status if self.booted else status_after_failure(self, self._row, status)
+    def _end_with_main_thread(self, timeout: float, status: Any) -> None:
+        self._life.enter(State.GONE)
+        ignore_term()
+        status = status if isinstance(status, int) else int(status is not None)
+        beat = self._heartbeat.beat_for_threads()
+        end_with_main_thread(status & 0xFF, timeout, beat, self.log)
 
-    def _make_server(self, app: RequestCallback) -> None:
+    # -- loading -------------------------------------------------------------------
+
+    def load_wsgi(self) -> None:
+        """Load the application and make the server, all of it on the loop that will serve."""
+        self._life.enter(State.LOADING)
+        self._loop.add_reader(self.PIPE[0], self._on_wakeup)
+        error_log = ErrorLogHandler(
+            getattr(self.log, "error_log", None) or logging.getLogger("gunicorn.error")
+        )
+        error_log.attach()
+        take_shortcuts()
+        watch_subprocesses()
+        answer_cancellation()
+        if hasattr(self.cfg, "websocket_max_message_size"):  # new in Gunicorn 26.3
+            limit_messages(self.cfg.websocket_max_message_size)
+        ping_by_default(self.WEBSOCKET_PING_INTERVAL)
+        wsgi.use_settings(self.cfg, self.log, **self._wsgi_options())
+        self._calls.soon(self._heartbeat.watch_arbiter_while_loading)
+        self._loader.load(
+            self._on_loaded, lambda error: self._departure.on_application_ended(error)
+        )
+        self.wsgi = self._loader.loaded
+        error_log.yield_to_user()
+        explain_autoreload(self.cfg, self.log)
+
+    def _watch_file(self, name: str) -> None:
+        # Gunicorn makes the reloader after this worker's parts.
+        if self.reloader is not None:
+            self.reloader.add_extra_file(name)
+
+    def _wrap_wsgi(self, app: Any) -> RequestCallback:
+        return WSGIContainer.from_config(app, self.cfg, self.log, **self._wsgi_options())
+
+    def _wsgi_options(self) -> dict[str, Any]:
+        return {
+            "max_body_size": self.SERVER_OPTIONS.get("max_body_size"),
+            "max_spool_size": self.SERVER_OPTIONS.get("max_spool_size"),
+            "slow_s": self.SLOW_HANDLER,
+        }
+
+    def _on_loaded(self, app: RequestCallback) -> None:
         self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
         self.server.worker = self
         self.server.observer = make_observer(self)
+        self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
+        self._departure = Departure(
+            self._life,
+            self._calls,
+            self.log,
+            self.server,
+            farewell=self.farewell,
+            spread_s=self.WEBSOCKET_CLOSE_SPREAD,
+            retirement=self._retirement,
+            graceful_timeout=self.cfg.graceful_timeout,
+            stop_application=self._loader.lifespan.stop,
+        )
 
     # -- serving -------------------------------------------------------------------
 
     def run(self) -> None:
         if forked.is_child():
             forked.end_child()  # of the hook post_worker_init
-        # Before this first one the arbiter takes no worker for stuck.
-        self.notify()
-        if self._row is not None:
-            self._recycler = Recycler(self._row, self.ppid, self.cfg.graceful_timeout)
-            self._handover = Handover(
-                self._row,
-                self._loop,
-                self.log,
-                self.RECYCLE_TIMEOUT,
-                partial(self._begin_drain, why="a reload"),
-            )
+        if not self._life.is_leaving:
+            self._life.enter(State.STARTING)
+        # Before its first beat the arbiter takes no worker for stuck.
+        self._heartbeat.start()
         # The application stays: full collections need not look through it again
         # and again. Measured: an eighth of the CPU, and pauses of 10 ms.
         gc.collect()
         gc.freeze()
-        self._serving = True
-        requests = StopRequests(self._runner, self._lifespan.context, self._on_asked_to_stop)
+        # Half of `timeout`: early enough to be read before the arbiter's ABRT.
+        Watchdog(self._loop, self.log, stuck_s=self.timeout, slow_s=self.SLOW_HANDLER).start()
+        departure = self._departure
+        context = self._loader.lifespan.context
+        requests = StopRequests(self._runner, context, departure.on_asked_to_stop)
         requests.run(self._serve)
-        left = requests.run(self._leave)
-        self._say_left()
+        left = requests.run(departure.leave)
+        departure.say_left()
         status = requests.status
         if status in (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR):
             status = 1  # those two would stop all of Gunicorn
-        self._end_with_main_thread(max(LAST_MOMENT_S, self._deadline - self._loop.time()), status)
+        left_s = max(LAST_MOMENT_S, departure.deadline - self._loop.time())
+        self._end_with_main_thread(left_s, status)
         if left:
             self.log.warning("Leaving although these have not ended: %s", ", ".join(left))
         else:
             self._runner.close()
-        if self._hurry.is_set():
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._life.is_hurrying:
+            self._signals.quit_in_time()
         if status:
             raise Leave(status)
 
     async def _serve(self) -> None:
-        """Serve until something begins a drain; start serving unless that was done before."""
-        if self._served:
-            await self._stop.wait()
-            return
-        self._served = True
-        self._beat()
-        # self.timeout is half of the setting: early enough to be read before ABRT.
-        Watchdog(self._loop, self.log, stuck_s=self.timeout, slow_s=self.SLOW_HANDLER).start()
-        if self.alive:
-            # With SO_REUSEPORT the kernel spreads connections, and not by load.
-            if self._row is not None and not self.cfg.reuse_port:
-                self.server.share_load(Share(self._row, self.server.connection_count))
-            self.server.add_sockets([listener.sock for listener in self.sockets])
-            self._set_state(State.SERVING)
-        else:
-            # A TERM came after the application was loaded.
-            self._begin_drain(why="TERM before it served")
-        await self._stop.wait()
+        """Serve until something begins a drain. Repeating is safe."""
+        if self._life.state is State.STARTING:
+            if self._life.told_to_leave:
+                # While the application was loaded, which went on all the same.
+                self._departure.begin_drain("TERM before it served")
+            else:
+                self._accept()
+        await self._life.leaving()
 
-    def _beat(self) -> None:
-        """Tell the arbiter that the loop turns. No thread does it: a stuck loop must be killed."""
-        # self.timeout is half of the setting; 0 means that nobody watches. First,
-        # so that nothing below can end the heartbeat.
-        self._loop.call_later(min(1.0, self.timeout / 2 or 1.0), self._beat)
-        self._last_beat = self._loop.time()
-        self.notify()
+    def _accept(self) -> None:
+        # With SO_REUSEPORT the kernel spreads connections, and not by load.
+        if self._row is not None and not self.cfg.reuse_port:
+            self.server.share_load(Share(self._row, self.server.connection_count))
+        self.server.add_sockets([listener.sock for listener in self.sockets])
+        self._life.enter(State.SERVING)
+
+    def _on_beat(self) -> None:
         if self._row is not None:
             self._row.beat(self.nr)
+        if self._recycler is not None:
             self._recycler.check()
-        if self.alive and self._has_lost_parent():
-            self._begin_drain(why="the master is gone")
 
     def on_request(self) -> None:
         """Count a request; at `max_requests`, have the worker replaced. For the server."""
         self.nr += 1
-        if self.nr >= self.max_requests and self._recycling is None and self.alive:
-            # Called in the context of that request, to which this does not belong.
-            self._recycling = self._loop.create_task(self._recycle(), context=self._context.copy())
-
-    async def _recycle(self) -> None:
-        """Leave once a replacement accepts connections, so that there is always one who does."""
-
-        def on_asked() -> None:
-            self.log.info("Autorestarting worker after current request.")
-
-        if self._row is None:
-            on_asked()
-        else:
-            if not await self._recycler.replace(self.RECYCLE_TIMEOUT, on_asked):
-                self.log.warning(
-                    "Leaving after %d requests although no replacement has come in %g s",
-                    self.nr,
-                    self.RECYCLE_TIMEOUT,
-                )
-            await self._recycler.counted_out()
-        self._begin_drain(why=f"max_requests, after {self.nr} of them")
-
-    def _on_lifespan_failed(self, error: BaseException) -> None:
-        if self._asked and isinstance(error, asyncio.CancelledError):
-            return  # whoever cancels all tasks has cancelled ours too
-        # What it yielded may not work any more: leave, and let the arbiter
-        # start a worker in which it does.
-        self.log.error("the application's context manager ended by itself", exc_info=error)
-        self._begin_drain(why="the application's context manager ended")
+        if self.nr >= self.max_requests:
+            self._retirement.begin()
 
     # -- stopping ------------------------------------------------------------------
 
-    def _on_term(self, why: str = "TERM") -> None:
-        if self._serving and self._handover is not None and self._handover.postpone():
-            self.alive = True
-            if self._recycling is not None:
-                self._recycling.cancel()
-                self._recycling = None
-                self._recycler.abandon()
-            return
-        super()._on_term(why)
+    def _leave(self, why: str) -> None:
+        """Drain; or, if there is no application yet, load none."""
+        if self._life.has_booted:
+            self._departure.begin_drain(why)
+        else:
+            self._life.why = why
+            self._loader.cancel()
+
+    def _on_term(self) -> None:
+        if self._handover is not None and self._handover.postpone():
+            self._life.told_to_leave = False
+            self._retirement.abandon()
+        else:
+            self._leave("TERM")
+
+    def _on_quit(self, signal_name: str) -> None:
+        self._departure.end_quickly(signal_name)
 
     def _on_wakeup(self) -> None:
         # Signals write here too: that wakes a loop that was about to sleep.
-        if _RELOAD in os.read(self.PIPE[0], 4096) and self._serving:
-            # Who edits does not wait for a poll of some open page.
-            self._begin_drain(QUICK_EXIT_S, why="a file has changed")
+        if _RELOAD in os.read(self.PIPE[0], 4096) and self._life.has_booted:
+            # A reload must not wait for an open page's long poll.
+            self._departure.begin_drain("a file has changed", QUICK_EXIT_S)
+
+    # -- signals -------------------------------------------------------------------
+
+    def init_signals(self) -> None:
+        self._signals.install(super().init_signals)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals.term(sig)
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals.quit(sig)
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        self._signals.abort(sig, frame)
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        self._signals.usr1(sig)
+
+    def handle_winch(self, sig: int, frame: FrameType | None) -> None:
+        self._calls.soon(super().handle_winch, sig, frame)
+
+    def _is_own_handler(self, handler: Any) -> bool:
+        owner = getattr(handler, "__self__", None)
+        return owner is self or owner is self._signals
+
+    def _call_hook(self, name: str) -> None:
+        """Call a server hook of the user's; log what it raises."""
+        try:
+            getattr(self.cfg, name)(self)
+        except Exception:
+            self.log.exception("Exception in the hook %s", name)
 
 
 class _Server(HTTPServer):

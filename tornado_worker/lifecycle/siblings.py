@@ -15,10 +15,11 @@ import os
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Row", "Share", "Sibling", "Siblings", "State"]
+from tornado_worker.lifecycle.state import ACCEPTING, BEFORE_SERVING, State
+
+__all__ = ["Row", "Sibling", "Siblings"]
 
 # Every field is an aligned 64-bit integer, which is read and written in one piece.
 _FIELD_BYTES = 8
@@ -26,16 +27,11 @@ _ROW_FIELDS = 8
 # More workers than this under one master go without a row.
 _ROWS_MAX = 1024
 
+# What the row of a worker may say.
+_WORKING = frozenset(State) - {State.FREE, State.GONE}
 # More connections than one process can have; above it somebody lies.
 _LOAD_MAX = 1 << 20
 
-# Of new connections, at once: alone, and with others.
-_BATCH_ALONE = 64
-_BATCH_MAX = 8
-# A worker takes no more than this beyond the mean before it lets others go first:
-# a part of the mean, and a number for when nobody has much.
-_BEYOND_MEAN = 1.1
-_BEYOND_FEW = 32
 # A worker whose loop has not turned for this long cannot take its share (seconds).
 _STALE_S = 2.5
 
@@ -43,20 +39,6 @@ _STALE_S = 2.5
 _ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING, _STOPPING, _FAILED = range(7)
 # Fields of a row.
 _PID, _AGE, _STATE, _LOAD, _REQUESTS, _BEAT, _GENERATION = range(7)
-
-
-class State:
-    """What a worker is doing; the arbiter alone leaves FREE and comes back to it."""
-
-    FREE = 0  #: no worker
-    BOOTING = 1
-    SERVING = 2  #: accepting connections
-    RETIRING = 3  #: leaving because its replacement has come
-    DRAINING = 4  #: leaving for any other reason
-    HANDING_OVER = 5  #: accepting until the workers of a reload do
-
-
-_ACCEPTING = (State.SERVING, State.HANDING_OVER)
 
 
 class Sibling(NamedTuple):
@@ -229,7 +211,7 @@ class Siblings:
         """Return how many workers accept connections, not counting that of `row`."""
         fields = self._fields
         return sum(
-            fields[start + _STATE] in _ACCEPTING for start in self._starts() if start != row.start
+            fields[start + _STATE] in ACCEPTING for start in self._starts() if start != row.start
         )
 
     def newer(self, row: Row) -> tuple[int, int]:
@@ -239,7 +221,9 @@ class Siblings:
         states = [
             fields[start + _STATE] for start in self._starts() if fields[start + _GENERATION] > mine
         ]
-        return states.count(State.BOOTING), sum(state in _ACCEPTING for state in states)
+        return sum(state in BEFORE_SERVING for state in states), sum(
+            state in ACCEPTING for state in states
+        )
 
     def surplus(self) -> bool:
         """Tell whether there are more workers than the arbiter wants to have."""
@@ -261,7 +245,7 @@ class Siblings:
         total = count = 0
         oldest = _milliseconds() - int(_STALE_S * 1000)
         for start in self._starts():
-            if fields[start + _STATE] in _ACCEPTING and fields[start + _BEAT] >= oldest:
+            if fields[start + _STATE] in ACCEPTING and fields[start + _BEAT] >= oldest:
                 total += _bounded(fields[start + _LOAD], _LOAD_MAX)
                 count += 1
         return (total / count if count else 0.0), count
@@ -272,7 +256,7 @@ class Siblings:
         siblings = []
         for start in self._starts():
             row = self._fields[start : start + _ROW_FIELDS].tolist()
-            if State.FREE < row[_STATE] <= State.HANDING_OVER:
+            if row[_STATE] in _WORKING:
                 beat = max(0, now - row[_BEAT]) / 1000
                 numbers = [max(0, number) for number in row[:_BEAT]]
                 siblings.append(Sibling._make([*numbers, beat]))
@@ -318,21 +302,3 @@ class Row:
 
     def set_load(self, connections: int) -> None:
         self._fields[self.start + _LOAD] = connections
-
-
-class Share:
-    """One worker's share of the connections; a `listener.LoadShare`."""
-
-    def __init__(self, row: Row, count: Callable[[], int]) -> None:
-        """`count()` returns how many connections are open in this worker."""
-        self._row = row
-        self._count = count
-
-    def allowance(self) -> int:
-        mean, workers = self._row.siblings.mean_load()
-        if workers <= 1:
-            return _BATCH_ALONE
-        return max(0, min(_BATCH_MAX, int(mean * _BEYOND_MEAN + _BEYOND_FEW - self._count())))
-
-    def publish(self) -> None:
-        self._row.set_load(self._count())
