@@ -45,18 +45,12 @@ from tornado_worker.lifecycle.state import ACCEPTING, BEFORE_SERVING, Life, Stat
 from tornado_worker.lifecycle.stop_requests import Leave, StopRequests
 from tornado_worker.lifecycle.watchdog import Watchdog
 from tornado_worker.loading.foreign_patches import check_patches
-from tornado_worker.loading.gunicorn_loader import install_loader
 from tornado_worker.loading.lifespan import RequestCallback
 from tornado_worker.loading.loader import ApplicationLoader
 from tornado_worker.loading.preload import check_preloaded
 from tornado_worker.logs.error_log import ErrorLogHandler
-from tornado_worker.logs.failures import count_log_failures
-from tornado_worker.patches.autoreload import explain_autoreload, replace_autoreload
-from tornado_worker.patches.cancellation import answer_cancellation
-from tornado_worker.patches.reaping import tell_boot_failures_from_exits
-from tornado_worker.patches.speedups import take_shortcuts
-from tornado_worker.patches.subprocesses import watch_subprocesses
-from tornado_worker.patches.websocket_defaults import limit_messages, ping_by_default
+from tornado_worker.patches import apply as patches
+from tornado_worker.patches.autoreload import explain_autoreload
 from tornado_worker.reporting.access_log import make_observer
 from tornado_worker.server.server import HTTPServer
 from tornado_worker.wsgi import container as wsgi
@@ -109,10 +103,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
     def setup(cls) -> None:
         """Prepare the arbiter for this class; Gunicorn calls it before it loads anything."""
         cls._check_options()
-        tell_boot_failures_from_exits(TornadoWorker)
-        install_loader(TornadoWorker)
-        replace_autoreload()
-        count_log_failures()
+        patches.apply(patches.When.ARBITER, TornadoWorker)
 
     @classmethod
     def _check_options(cls) -> None:
@@ -342,12 +333,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             getattr(self.log, "error_log", None) or logging.getLogger("gunicorn.error")
         )
         error_log.attach()
-        take_shortcuts()
-        watch_subprocesses()
-        answer_cancellation()
-        if hasattr(self.cfg, "websocket_max_message_size"):  # new in Gunicorn 26.3
-            limit_messages(self.cfg.websocket_max_message_size)
-        ping_by_default(self.WEBSOCKET_PING_INTERVAL)
+        patches.apply(patches.When.WORKER, self, self.cfg)
         wsgi.use_settings(self.cfg, self.log, **self._wsgi_options())
         self._calls.soon(self._heartbeat.watch_arbiter_while_loading)
         self._loader.load(
@@ -537,4 +523,4 @@ class _Server(HTTPServer):
 
 # Also here: `--check-config` loads the application without asking for the
 # worker class, and reaches this package only if the configuration imports it.
-install_loader(TornadoWorker)
+patches.apply(patches.When.IMPORT, TornadoWorker)
