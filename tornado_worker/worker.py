@@ -18,7 +18,6 @@ from typing import Any, ClassVar, NoReturn
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
-from tornado import httputil
 
 # `versions` first: the others import what an unsupported version may not have.
 from tornado_worker import forked
@@ -28,7 +27,6 @@ from tornado_worker.config.options import ATTRIBUTES, find_errors, find_stranger
 from tornado_worker.config.server_arguments import loop_factory, server_arguments
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.stream import TransportStream
-from tornado_worker.drain import draining
 from tornado_worker.forked import Forks
 from tornado_worker.http1.connection import ServerConnection
 from tornado_worker.lifecycle.farewell import Farewell
@@ -51,7 +49,8 @@ from tornado_worker.loading.preload import check_preloaded
 from tornado_worker.logs.error_log import ErrorLogHandler
 from tornado_worker.patches import apply as patches
 from tornado_worker.patches.autoreload import explain_autoreload
-from tornado_worker.reporting.access_log import make_observer
+from tornado_worker.reporting.access_log import make_observers
+from tornado_worker.reporting.observers import Observers, RequestCounter
 from tornado_worker.server.server import HTTPServer
 from tornado_worker.wsgi import container as wsgi
 from tornado_worker.wsgi.container import WSGIContainer
@@ -359,16 +358,20 @@ class TornadoWorker(Worker):  # type: ignore[misc]
         }
 
     def _on_loaded(self, app: RequestCallback) -> None:
-        self.server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
-        self.server.worker = self
-        self.server.observer = make_observer(self)
-        self.farewell = Farewell(self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
+        self.server = server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
+        if isinstance(app, WSGIContainer) and not server.xheaders:
+            # What Tornado's method does. Agents wrap that, and the WSGI application as
+            # well: each request would be two transactions.
+            server.start_request = app.start_request  # type: ignore[method-assign]
+        farewell = Farewell(self._calls, self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
+        counter = RequestCounter(self, self._retirement.begin)
+        server.observer = Observers(*make_observers(self), counter, farewell)
         self._departure = Departure(
             self._life,
             self._calls,
             self.log,
-            self.server,
-            farewell=self.farewell,
+            server,
+            farewell=farewell,
             spread_s=self.WEBSOCKET_CLOSE_SPREAD,
             retirement=self._retirement,
             graceful_timeout=self.cfg.graceful_timeout,
@@ -433,12 +436,6 @@ class TornadoWorker(Worker):  # type: ignore[misc]
         if self._recycler is not None:
             self._recycler.check()
 
-    def on_request(self) -> None:
-        """Count a request; at `max_requests`, have the worker replaced. For the server."""
-        self.nr += 1
-        if self.nr >= self.max_requests:
-            self._retirement.begin()
-
     # -- stopping ------------------------------------------------------------------
 
     def _leave(self, why: str) -> None:
@@ -498,27 +495,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
 
 
 class _Server(HTTPServer):
-    """Tells the worker of every request, and of WebSockets opened while it leaves."""
-
-    worker: TornadoWorker
     limit_name = "worker_connections"
-
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
-        self.worker.on_request()
-        callback = self.request_callback
-        if isinstance(callback, WSGIContainer) and not self.xheaders:
-            # What Tornado's method does. Agents wrap that, and the WSGI application as
-            # well: each request would be two transactions.
-            return callback.start_request(server_conn, request_conn)
-        return super().start_request(server_conn, request_conn)
-
-    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
-        super().on_detached(conn, stream)
-        if draining.is_set():
-            # Once its open() has been called.
-            conn.loop.call_soon(self.worker.farewell.close, stream)
 
 
 # Also here: `--check-config` loads the application without asking for the
