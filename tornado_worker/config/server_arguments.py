@@ -15,9 +15,9 @@ from gunicorn import sock
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
 
 from tornado_worker.config.peer_policy import GunicornPolicy
+from tornado_worker.http1.reader import READER_SETTINGS
 
 __all__ = [
-    "SAME_NAME_SETTINGS",
     "SETTINGS_FOR",
     "loop_factory",
     "parser_options",
@@ -34,19 +34,6 @@ SETTINGS_FOR = {
     "no_keep_alive": "keepalive = 0",
     "ssl_options": "certfile and keyfile, or the ssl_context hook",
 }
-#: HTTPServer arguments that bear their setting's name.
-SAME_NAME_SETTINGS = (
-    "casefold_http_method",
-    "http_parser",
-    "limit_request_field_size",
-    "limit_request_fields",
-    "limit_request_line",
-    "permit_obsolete_folding",
-    "permit_unconventional_http_method",
-    "permit_unconventional_http_version",
-    "strip_header_spaces",
-)
-
 # Entries of SERVER_OPTIONS for WSGI containers alone.
 _CONTAINER_OPTIONS = {"max_spool_size"}
 
@@ -85,7 +72,7 @@ def _max_header_size(cfg: Any) -> int:
 
 def parser_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
-    return {name: getattr(cfg, name) for name in SAME_NAME_SETTINGS}
+    return {name: getattr(cfg, name) for name in READER_SETTINGS}
 
 
 def ssl_context(cfg: Any) -> ssl.SSLContext:
