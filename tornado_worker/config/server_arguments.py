@@ -23,6 +23,7 @@ __all__ = [
     "parser_options",
     "server_arguments",
     "ssl_context",
+    "wsgi_arguments",
 ]
 
 #: HTTPServer arguments, and the setting that has the same job: one place for each thing.
@@ -60,6 +61,15 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in _CONTAINER_OPTIONS:
             arguments[name] = value
     return arguments
+
+
+def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
+    """Return the keyword arguments of WSGI containers for SERVER_OPTIONS and SLOW_HANDLER."""
+    return {
+        "max_body_size": options.get("max_body_size"),
+        "max_spool_size": options.get("max_spool_size"),
+        "slow_s": slow_s,
+    }
 
 
 def _max_header_size(cfg: Any) -> int:

@@ -26,8 +26,19 @@ class WorkerTmp(Protocol):
     def fileno(self) -> int:
         """Return its descriptor."""
 
+
+class BeatingWorker(Protocol):
+    """What a heartbeat asks of Gunicorn's worker."""
+
+    log: Log
+    tmp: WorkerTmp
+    #: The arbiter's process.
+    ppid: int
+    #: Half of the setting, as Gunicorn hands it to workers (seconds); 0: nobody watches.
+    timeout: float
+
     def notify(self) -> None:
-        """Set its times to now."""
+        """Beat once."""
 
 
 class Heartbeat:
@@ -35,35 +46,24 @@ class Heartbeat:
 
     def __init__(
         self,
+        worker: BeatingWorker,
         life: Life,
         calls: LoopCalls,
-        log: Log,
-        tmp: WorkerTmp,
         *,
-        name: str,
-        ppid: int,
-        timeout_s: float,
-        notify: Callable[[], None],
         on_beat: Callable[[], None],
         on_orphaned: Callable[[str], None],
     ) -> None:
-        """`notify()` is the worker's; `on_beat()` is called after it.
+        """`on_beat()` is called with each beat.
 
-        The arbiter, the process `ppid`, kills a worker that has been silent for `timeout_s`
-        seconds (0: for ever). `name` is the worker's. When the arbiter is gone,
-        `on_orphaned(why)` is called, unless the worker leaves for another reason already.
+        When the arbiter is gone, `on_orphaned(why)` is called, unless the worker leaves for
+        another reason already.
         """
         #: When the loop last turned, by its own clock.
         self.last = 0.0
+        self._worker = worker
         self._life = life
         self._calls = calls
-        self._log = log
-        self._tmp = tmp
-        self._name = name
-        self._ppid = ppid
-        # 0 means that nobody watches.
-        self._interval_s = min(_LONGEST_S, timeout_s / 2 or _LONGEST_S)
-        self._notify = notify
+        self._interval_s = min(_LONGEST_S, worker.timeout / 2 or _LONGEST_S)
         self._on_beat = on_beat
         self._on_orphaned = on_orphaned
 
@@ -75,7 +75,7 @@ class Heartbeat:
         # First, so that nothing below can end the heartbeat.
         self._calls.loop.call_later(self._interval_s, self._beat)
         self.last = self._calls.loop.time()
-        self._notify()
+        self._worker.notify()
         self._on_beat()
         self._check_arbiter()
 
@@ -86,9 +86,9 @@ class Heartbeat:
 
     def _check_arbiter(self) -> bool:
         """Tell whether the worker has just been found without an arbiter."""
-        if self._life.told_to_leave or os.getppid() == self._ppid:
+        if self._life.told_to_leave or os.getppid() == self._worker.ppid:
             return False
-        self._log.info("Parent changed, shutting down: %s", self._name)
+        self._worker.log.info("Parent changed, shutting down: %s", self._worker)
         self._life.told_to_leave = True
         self._on_orphaned("the master is gone")
         return True
@@ -96,7 +96,7 @@ class Heartbeat:
     def beat_for_threads(self) -> Callable[[], None]:
         """Return what beats for threads that end after the loop. Call it in the main thread."""
         # The arbiter's part of the exit closes the file that notify() uses.
-        fd = os.dup(self._tmp.fileno())
+        fd = os.dup(self._worker.tmp.fileno())
 
         def beat() -> None:
             now = time.monotonic()

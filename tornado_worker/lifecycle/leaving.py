@@ -14,7 +14,8 @@ from typing import Any
 from tornado_worker.lifecycle.farewell import Farewell
 from tornado_worker.lifecycle.in_flight import Counts, count, describe
 from tornado_worker.lifecycle.loop_calls import LoopCalls
-from tornado_worker.lifecycle.recycling import Retirement
+from tornado_worker.lifecycle.process_end import LAST_MOMENT_S
+from tornado_worker.lifecycle.replacement import Replacement
 from tornado_worker.lifecycle.shutdown import finish_loop
 from tornado_worker.lifecycle.signals import QUICK_EXIT_S
 from tornado_worker.lifecycle.state import Life, State
@@ -22,10 +23,8 @@ from tornado_worker.logs.interfaces import Log
 from tornado_worker.server.server import HTTPServer
 from tornado_worker.wsgi import container as wsgi
 
-__all__ = ["LAST_MOMENT_S", "Departure"]
+__all__ = ["Departure"]
 
-# Grace after a deadline, for the last bytes and tasks (seconds).
-LAST_MOMENT_S = 0.1
 _POLL_S = 0.02
 # When a drain that lasts is first mentioned; then after twice as long each time, up
 # to the longest (seconds).
@@ -52,7 +51,7 @@ class Departure:
         *,
         farewell: Farewell,
         spread_s: float,
-        retirement: Retirement,
+        replacement: Replacement,
         graceful_timeout: float,
         stop_application: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
@@ -68,7 +67,7 @@ class Departure:
         self._server = server
         self._farewell = farewell
         self._spread_s = spread_s
-        self._retirement = retirement
+        self._replacement = replacement
         self._graceful_timeout = graceful_timeout
         self._stop_application = stop_application
         #: Whether the application has asked for the end.
@@ -87,14 +86,14 @@ class Departure:
             timeout = self._graceful_timeout
         now = self._loop.time()
         # The arbiter's TERM, which a retiring worker has asked for, may be first.
-        life.why = self._retirement.why if life.state is State.RETIRING else why
+        life.why = self._replacement.why if life.state is State.RETIRING else why
         self._began = now
         self._in_flight = count(self._server)
         self._loop.call_later(_FIRST_WORD_S, self._say_waiting, _FIRST_WORD_S)
         # Early: the arbiter counts the same seconds, and then kills.
         self._connections_deadline = now + timeout - min(2.0, timeout / 5)
         self.deadline = now + timeout - min(1.0, timeout / 10)
-        self._retirement.cancel()
+        self._replacement.cancel()
         life.enter(State.DRAINING)
         self._server.begin_drain()
         spread_s = min(self._spread_s, timeout / 2)

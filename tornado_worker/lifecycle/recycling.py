@@ -18,12 +18,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tornado_worker.lifecycle.loop_calls import LoopCalls
 from tornado_worker.lifecycle.siblings import Row, Siblings
 from tornado_worker.lifecycle.state import Life, State
-from tornado_worker.logs.interfaces import Log
 
-__all__ = ["Generation", "Recycler", "Retirement"]
+__all__ = ["Generation", "Recycler"]
 
 _POLL_S = 0.05
 # How long after its graceful_timeout, in which it may not listen, an arbiter may
@@ -137,71 +135,3 @@ class Recycler:
         except OSError:
             return False  # the setting `user` took the right to, or it has just died
         return True
-
-
-class Retirement:
-    """The end of a worker that has served `max_requests`. For the loop's thread."""
-
-    def __init__(
-        self,
-        life: Life,
-        calls: LoopCalls,
-        log: Log,
-        recycler: Recycler | None,
-        *,
-        timeout_s: float,
-        requests: Callable[[], int],
-        drain: Callable[[str], None],
-    ) -> None:
-        """Without a `recycler` the worker leaves first, and is replaced when it is gone.
-
-        A replacement gets `timeout_s` seconds to accept connections; `requests()` returns how
-        many have been served; then `drain(why)` is called.
-        """
-        self._life = life
-        self._calls = calls
-        self._log = log
-        self._recycler = recycler
-        self._timeout_s = timeout_s
-        self._requests = requests
-        self._drain = drain
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def why(self) -> str:
-        return f"max_requests, after {self._requests()} of them"
-
-    def begin(self) -> None:
-        """Leave once a replacement accepts connections. Repeating is safe."""
-        if self._task is None and not self._life.told_to_leave:
-            # Called in the context of a request, to which this does not belong.
-            self._task = self._calls.task(self._retire())
-
-    async def _retire(self) -> None:
-        def on_asked() -> None:
-            self._log.info("Autorestarting worker after current request.")
-
-        if self._recycler is None:
-            on_asked()
-        else:
-            if not await self._recycler.replace(self._timeout_s, on_asked):
-                self._log.warning(
-                    "Leaving after %d requests although no replacement has come in %g s",
-                    self._requests(),
-                    self._timeout_s,
-                )
-            await self._recycler.counted_out()
-        self._drain(self.why)
-
-    def cancel(self) -> None:
-        """The worker leaves, for this reason or another."""
-        if self._task is not None and self._task is not asyncio.current_task(self._calls.loop):
-            self._task.cancel()
-
-    def abandon(self) -> None:
-        """A reload brings the replacement: begin anew when there is reason to."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-            if self._recycler is not None:
-                self._recycler.abandon()

@@ -293,6 +293,11 @@ class Row:
     def state(self, state: int) -> None:
         self._fields[self.start + _STATE] = state
 
+    @property
+    def has_booted(self) -> bool:
+        """Whether the worker, by now dead perhaps, has come to serve."""
+        return self.state != State.FREE and self.state not in BEFORE_SERVING
+
     def beat(self, requests: int) -> None:
         """The loop has turned; `requests` have been served so far."""
         fields, start = self._fields, self.start

@@ -55,12 +55,12 @@ class SignalHandlers:
         *,
         on_term: Callable[[], None],
         on_quit: Callable[[str], None],
-        call_hook: Callable[[str], None],
+        call_hook: Callable[[str], object],
         last_beat: Callable[[], float],
     ) -> None:
         """`on_term()` and `on_quit(name)` are called on the loop, and repeating them is safe.
 
-        `call_hook(name)` calls a server hook, in the handler, and raises nothing; `last_beat()`
+        `call_hook(name)` calls a server hook of the user's, in the handler; `last_beat()`
         returns when the loop last turned, by its own clock.
         """
         self._pid = os.getpid()
@@ -69,7 +69,7 @@ class SignalHandlers:
         self._log = log
         self._on_term = on_term
         self._on_quit = on_quit
-        self._call_hook = call_hook
+        self._hook = call_hook
         self._last_beat = last_beat
         self._has_quit = False
 
@@ -135,9 +135,10 @@ class SignalHandlers:
     def _on_quit_ignored(self, sig: int, frame: FrameType | None) -> None:
         os._exit(0)
 
-    def quit_in_time(self) -> None:
-        """The worker has left after QUIT: take back the alarm that would end it."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    def on_left(self) -> None:
+        """The worker has left: take back the alarm that would end it after QUIT."""
+        if self._life.is_hurrying:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def abort(self, sig: int, frame: FrameType | None) -> None:
         """ABRT, from an arbiter that has seen no heartbeat for `timeout`: say why, and leave."""
@@ -161,6 +162,13 @@ class SignalHandlers:
 
     def _leave_now(self, status: int) -> None:
         raise Leave(status)
+
+    def _call_hook(self, name: str) -> None:
+        try:
+            self._hook(name)
+        except Exception:
+            # Broad: the code is the user's, and the signal means something all the same.
+            self._log.exception("Exception in the hook %s", name)
 
     def usr1(self, sig: int) -> None:
         """USR1: reopen the log files."""

@@ -52,13 +52,13 @@ class ApplicationLoader:
         *,
         wrap_wsgi: Callable[[Any], RequestCallback],
         shows_syntax_errors: bool,
-        watch_file: Callable[[str], None],
+        reloader: Any,
         worker_class: type,
     ) -> None:
         """`app` is a BaseApplication; `wrap_wsgi` adapts the WSGI callable that it may load.
 
-        With `shows_syntax_errors` a page tells of one, and `watch_file(name)` has Gunicorn's
-        reloader watch the file that has it. `worker_class` is for the log.
+        With `shows_syntax_errors` a page tells of one, and `reloader`, Gunicorn's, watches the
+        file that has it. `worker_class` is for the log.
         """
         self.name = name_of(app)
         self.lifespan = Lifespan(self.name, wrap_wsgi)
@@ -70,7 +70,7 @@ class ApplicationLoader:
         self._life = life
         self._wrap_wsgi = wrap_wsgi
         self._shows_syntax_errors = shows_syntax_errors
-        self._watch_file = watch_file
+        self._reloader = reloader
         self._worker_class = worker_class
         self._shows_failure = False
         self._task: asyncio.Task[None] | None = None
@@ -199,8 +199,8 @@ class ApplicationLoader:
         """Return Gunicorn's page for a module that cannot be compiled, until it changes."""
         self._shows_failure = True
         self._log.exception(error, exc_info=error)
-        if error.filename is not None:
-            self._watch_file(error.filename)
+        if self._reloader is not None and error.filename is not None:
+            self._reloader.add_extra_file(error.filename)
         with io.StringIO() as text:
             traceback.print_exception(error, file=text)
             return util.make_fail_app(text.getvalue())

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["ErrorLogHandler"]
+__all__ = ["ErrorLogHandler", "error_log_of"]
 
 _SILENT = logging.CRITICAL + 1
+
+
+def error_log_of(log: Any) -> logging.Logger:
+    """Return the logger behind the error log of `log`, of one of Gunicorn's logger classes."""
+    logger: logging.Logger | None = getattr(log, "error_log", None)
+    return logger or logging.getLogger("gunicorn.error")
 
 
 class ErrorLogHandler(logging.Handler):
