@@ -2,7 +2,7 @@
 
 The seam between the arbiter and the rest, and the wiring: hooks, signals, and the order
 in which a process loads, serves, drains and leaves. Knows no byte of HTTP, and
-leaves to other modules what an application is and what a setting means.
+leaves applications and the meaning of settings to other modules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 
-# `versions` first: the others import what an unsupported version may not have.
+# `versions` first: the others import names that an unsupported version may not have.
 from tornado_worker import forked
 from tornado_worker.config import versions  # noqa: F401
 from tornado_worker.config.known_settings import check_settings
@@ -68,7 +68,7 @@ _NOT_FOR_CHILDREN = {
 class TornadoWorker(Worker):  # type: ignore[misc]
     """Serves Tornado and WSGI applications on one asyncio loop.
 
-    Subclass it in the configuration file to set what Gunicorn has no setting for.
+    Subclass it in the configuration file for options that Gunicorn has no setting for.
     """
 
     #: Arguments of `HTTPServer`.
@@ -77,7 +77,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
     #: at most, while its replacement starts.
     RECYCLE_TIMEOUT: ClassVar[float] = 60.0
     #: The code of the close frame that WebSockets get when the worker leaves, and
-    #: the seconds over which that is spread, at most half of what there is time for.
+    #: the seconds over which that is spread, at most half of the time that is left.
     WEBSOCKET_CLOSE_CODE: ClassVar[int] = 1001  # RFC 6455: going away
     WEBSOCKET_CLOSE_SPREAD: ClassVar[float] = 2.0
     #: Seconds between pings, unless the application sets `websocket_ping_interval`.
@@ -98,7 +98,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Stop Gunicorn with a sentence, by RuntimeError, for what no worker could do."""
+        """Raise RuntimeError, which stops Gunicorn, for settings that no worker could obey."""
         for warning in check_settings(cfg):
             log.warning("%s", warning)
         check_patches()
@@ -167,7 +167,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             super().init_process()
 
     def _make_parts(self) -> None:
-        """Make what this process has one of, and tell each part whom to call."""
+        """Make the parts of which a process has one each, and tell them their callbacks."""
         self._calls = LoopCalls(self._loop)
         self._heartbeat = Heartbeat(
             self,
@@ -228,8 +228,8 @@ class TornadoWorker(Worker):  # type: ignore[misc]
     def _on_loaded(self, app: RequestCallback) -> None:
         self.server = server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
         if isinstance(app, wsgi.WSGIContainer) and not server.xheaders:
-            # What Tornado's method does. Agents wrap that, and the WSGI application as
-            # well: each request would be two transactions.
+            # As Tornado's method does. Agents wrap that one and the WSGI application:
+            # each request would be two transactions.
             server.start_request = app.start_request  # type: ignore[method-assign]
         farewell = Farewell(self._calls, self.WEBSOCKET_CLOSE_CODE, "server is shutting down")
         counter = RequestCounter(self, self._replacement.begin)

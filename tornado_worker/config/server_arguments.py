@@ -1,7 +1,7 @@
 """Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`, and as a loop.
 
 May read Gunicorn's configuration and its TLS code. Never touches a socket, a
-running loop or a process: what it returns is passed on as it is.
+running loop or a process: the results are passed on as they are.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ SETTINGS_FOR = {
 # Entries of SERVER_OPTIONS for WSGI containers alone.
 _CONTAINER_OPTIONS = {"max_spool_size"}
 
-# What Gunicorn's parsers take for a request line without a limit (bytes).
+# The limit of Gunicorn's parsers on a request line that is called unlimited (bytes).
 _UNLIMITED_LINE = 1024 * 1024
 
 
 def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`, and SERVER_OPTIONS.
 
-    Loads the certificate, so it may raise what `ssl` and the user's
-    `ssl_context` hook raise.
+    Loads the certificate, so it may raise exceptions of `ssl` and of the user's
+    `ssl_context` hook.
     """
     arguments = parser_options(cfg)
     arguments["max_header_size"] = _max_header_size(cfg)
@@ -73,7 +73,7 @@ def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
 
 
 def _max_header_size(cfg: Any) -> int:
-    """Return what the limits allow a header section to be, computed as Gunicorn does (bytes)."""
+    """Return the greatest size of a header section, computed as Gunicorn does (bytes)."""
     line = cfg.limit_request_line or _UNLIMITED_LINE
     fields = cfg.limit_request_fields or MAX_HEADERS
     field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
@@ -88,14 +88,14 @@ def parser_options(cfg: Any) -> dict[str, Any]:
 def ssl_context(cfg: Any) -> ssl.SSLContext:
     """Return the TLS context of `cfg`; calls the user's `ssl_context` hook."""
     context: ssl.SSLContext = sock.ssl_context(cfg)
-    # Gunicorn advertises what `http_protocols` lists. A client that was
+    # Gunicorn advertises all of `http_protocols`. A client that was
     # promised h2 would speak it, and be answered with an error.
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop that the setting `asgi_loop` names.
+    """Return the factory of the event loop that the setting `asgi_loop` names.
 
     Raises RuntimeError when it asks for uvloop and uvloop is not there.
     """

@@ -1,7 +1,7 @@
-"""What a subclass of the worker sets, checked in the arbiter and once more in each worker.
+"""Checks the options of a worker class in the arbiter, and once more in each worker.
 
-At boot a mistake stops Gunicorn. At a reload it must not end what serves, as an exception in
-the arbiter would: then the attribute is set right, and the error log says so.
+At boot a mistake stops Gunicorn. At a reload it must not end the workers that serve, as an
+exception in the arbiter would: then the attribute is set right, and the error log says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _latest: type | None = None
 
 
 def check_worker_class(cls: type) -> None:
-    """Raise RuntimeError for what is wrong with `cls`; at a reload, mend it and say so."""
+    """Raise RuntimeError for a mistake in `cls`; at a reload, mend it and say so."""
     global _latest
     if cls in _checked:
         return

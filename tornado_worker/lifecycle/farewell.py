@@ -1,7 +1,7 @@
 """A close frame for every WebSocket of a worker that leaves.
 
-Knows streams only by what owns them, and nothing of frames, of signals or of when
-a worker leaves.
+Looks at the owners of streams only. Knows nothing of frames or signals, and does not decide
+when a worker leaves.
 """
 
 from __future__ import annotations

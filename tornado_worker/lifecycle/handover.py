@@ -3,7 +3,7 @@
 The arbiter sends TERM to the old workers as soon as it has forked the new ones, which
 may still load their application for a long time, or fail to. So an old worker looks
 into the table first, and a new one that fails lets the old ones be. Knows the table
-and the arbiter's habits; nothing of connections, and not what an application is.
+and the arbiter's habits; nothing of connections or applications.
 
 What the arbiter does, in Gunicorn's `reload()` and `manage_workers()`: too many
 workers get a TERM, the lowest `age` first, and get it again about once a second.
@@ -104,7 +104,7 @@ def status_after_failure(life: Life, row: Row | None, log: Log, ppid: int, statu
     """Return the exit status of a worker that could not load its application, in the end.
 
     With `status` the arbiter stops everything. While other workers serve it gets
-    another one: a mistake in a deployment must not end what works. Without a
+    another one: a mistake in a deployment must not end a site that works. Without a
     reload the arbiter starts the next worker at once, which will often fail too: so this
     one waits. `ppid` is the arbiter's. Call it without a loop running; log the failure before.
     """

@@ -1,7 +1,7 @@
 """The worker's heartbeat, and whether the arbiter that listens to it is still there.
 
-Calls Gunicorn's `notify()`. What else is due once a second, and what an orphan does, the
-callbacks say.
+Calls Gunicorn's `notify()`. Callbacks do the rest: other work that is due once a second, and
+the end of a worker whose arbiter is gone.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Heartbeat:
         return True
 
     def beat_for_threads(self) -> Callable[[], None]:
-        """Return what beats for threads that end after the loop. Call it in the main thread."""
+        """Return a function that beats once, for threads. Call this in the main thread."""
         # The arbiter's part of the exit closes the file that notify() uses.
         fd = os.dup(self._worker.tmp.fileno())
 

@@ -1,8 +1,8 @@
 """How a worker leaves: it drains, ends what is left, and says why it went.
 
 From the first reason to leave to the end of the loop. Knows the server, the farewell and WSGI's
-threads, and leaves the application by a callback; what signals are, and what Gunicorn wants of
-a worker before this, is for others.
+threads, and leaves the application by a callback. Knows no signals, and nothing of the time
+before a worker leaves.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ class Departure:
         """The application's context manager has ended by itself."""
         if self._asked and isinstance(error, asyncio.CancelledError):
             return  # a cancellation of all tasks hits this one too
-        # What it yielded may not work any more: leave, and let the arbiter
-        # start a worker in which it does.
+        # The application that it yielded may not work any more: leave, and let the
+        # arbiter start a worker in which it does.
         self._log.error("the application's context manager ended by itself", exc_info=error)
         self.begin_drain("the application's context manager ended")
 
     async def leave(self) -> list[str]:
-        """End everything in order; return what will not end. Repeating is safe."""
+        """End everything in order; return the names of what does not end. Repeating is safe."""
         await self._finish_connections()
         await self._finish_views()
         await self._leave_application()
@@ -171,7 +171,7 @@ class Departure:
         await asyncio.wait((drained,), timeout=LAST_MOMENT_S)
 
     async def _finish_views(self) -> None:
-        """Wait for WSGI code that runs although its client is gone; name what does not end."""
+        """Wait for views that run although their clients are gone; name those that do not end."""
         while wsgi.running() and not self._life.is_hurrying:
             if self._loop.time() >= self._connections_deadline:
                 break
@@ -182,7 +182,7 @@ class Departure:
             )
 
     async def _leave_application(self) -> None:
-        """Leave the application's context managers; what fails there costs nothing else."""
+        """Leave the application's context managers. A failure there stops nothing else."""
         self._leaving_application = True
         leaving = asyncio.create_task(self._stop_application())
         timeout = max(LAST_MOMENT_S, self.deadline - self._loop.time())
@@ -193,7 +193,7 @@ class Departure:
         try:
             leaving.result()
         except (Exception, asyncio.CancelledError) as error:
-            # CancelledError: from an exit that awaits a task which it has cancelled.
+            # CancelledError: an exit may await a task that it has cancelled.
             self._log.error("the application's context manager failed on exit", exc_info=error)
 
     async def _unless_in_a_hurry(self, task: asyncio.Task[Any], timeout: float) -> bool:

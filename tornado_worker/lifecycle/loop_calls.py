@@ -1,7 +1,7 @@
 """Calls and tasks on the loop that belong to the worker, and to no request.
 
-A signal interrupts whatever runs, so its context is some handler's; what the worker has the
-loop do for it runs in copies of the context in which this object was made.
+A signal can interrupt a request, so a callback that it schedules must not run in the current
+context. It runs in a copy of the context in which this object was made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the process of a worker ends: with which status, and despite its threads.
 
-Knows what the arbiter makes of a status. What led to the end, and what has to be in order
-before it, is for others.
+Knows how the arbiter takes each status. The reason to end, and an orderly end of the
+application, are the business of other modules.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class ProcessEnd:
 
     @contextlib.contextmanager
     def on_error(self) -> Iterator[None]:
-        """End the process, or have the arbiter end it, by what is raised in the block."""
+        """End the process if the block raises, or raise again for the arbiter to see."""
         try:
             yield
         except Leave:
-            raise  # whoever raises it has seen to the rest
+            raise  # the rest has been seen to
         except SystemExit as leaving:
             self._exit(leaving.code)
         except KeyboardInterrupt:
@@ -60,7 +60,7 @@ class ProcessEnd:
             if not self._life.has_booted and self._others_serve():
                 self._log.exception("Exception in worker process")
                 self._exit(status)
-            # What the arbiter makes of it. A thread that the application has
+            # The arbiter decides by this status. A thread that the application has
             # started must not keep it from stopping Gunicorn.
             self.begin(status)
             raise

@@ -1,7 +1,7 @@
 """How a worker makes room for another one: at `max_requests`, or for the new ones of a reload.
 
-Ties the two ways together, for one worker in its process. What draining is, the callback
-says; how the arbiter is asked for something, recycling.py and handover.py.
+Ties the two ways together, for one worker in its process. A callback drains; recycling.py and
+handover.py deal with the arbiter and the other workers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the workers of one master know of each other: a small table in shared memory.
+"""The table by which the workers of one master know each other, in shared memory.
 
 The arbiter makes it before the first fork and gives each worker a row, which that
 worker alone should write. Any of them can write anywhere, and may be another user's
-than the arbiter: so the arbiter keeps what it knows outside, and every value read is
+than the arbiter: so the arbiter keeps its own knowledge outside, and every value read is
 held within bounds. May touch memory and one file lock; knows nothing of loops,
-sockets or signals. Whoever gets no table or no row works on without it.
+sockets or signals. A worker works on without a table, or without a row.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _ROW_FIELDS = 8
 # More workers than this under one master go without a row.
 _ROWS_MAX = 1024
 
-# What the row of a worker may say.
+# States that the row of a worker may have.
 _WORKING = frozenset(State) - {State.FREE, State.GONE}
-# More connections than one process can have; above it somebody lies.
+# More connections than one process can have; a higher number is a lie.
 _LOAD_MAX = 1 << 20
 
 # A worker whose loop has not turned for this long cannot take its share (seconds).
@@ -68,7 +68,7 @@ def _lock_file() -> int:
     except (AttributeError, OSError):  # not Linux, or not allowed
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
-    # Whoever inherits it shall not keep anything there.
+    # Processes that inherit the file must not store anything in it.
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
@@ -77,7 +77,7 @@ def _lock_file() -> int:
 class Siblings:
     """The table: a heading about the number of workers, and one row for each.
 
-    The heading holds what the arbiter counts: `wanted`, the workers that the
+    The heading holds the arbiter's two numbers: `wanted`, the workers that the
     configuration and the operator ask for, and `present`, which for a while is
     one more or less when a worker is replaced.
     """
@@ -86,7 +86,7 @@ class Siblings:
         """Make an empty table. Raises OSError where there is no shared memory."""
         self._lock_fd = _lock_file()
         size = (1 + _ROWS_MAX) * _ROW_FIELDS * _FIELD_BYTES
-        # Anonymous: a file could be truncated by any worker, and whoever reads
+        # Anonymous: any worker could truncate a file, and a process that reads
         # beyond its end, the arbiter too, dies of SIGBUS. Rows never used cost nothing.
         self._fields = memoryview(mmap.mmap(-1, size)).cast("q")
         self._locked = False
@@ -167,8 +167,8 @@ class Siblings:
     def announce(self, change: int, valid_s: float) -> None:
         """Note that the arbiter is about to get a request for one worker more (1) or less (-1).
 
-        One that it has not heeded after `valid_s` seconds is lost: what happens
-        from then on is an operator's doing.
+        One that it has not heeded after `valid_s` seconds is lost: a change after that is
+        an operator's doing.
         """
         until = _milliseconds() + int(valid_s * 1000)
         self._fields[_ADDING if change > 0 else _REMOVING] = until
@@ -198,7 +198,7 @@ class Siblings:
     def serving_others(self, row: Row) -> int:
         """Return how many workers accept connections, not counting that of `row`.
 
-        Nor those that only wait for the workers of a reload.
+        Workers that only wait for those of a reload do not count either.
         """
         fields = self._fields
         return sum(

@@ -1,8 +1,8 @@
-"""What a signal does to a worker, whether its loop turns or is stuck.
+"""The effect of each signal on a worker, whether its loop turns or is stuck.
 
 The Python handlers of the process and nothing else: they run between any two
 instructions of the main thread, so they have the loop do things, except where the
-loop may be stuck. The callbacks that it is given say what draining or ending quickly means.
+loop may be stuck. Callbacks do the draining and the quick end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ReopenableLog(Log, Protocol):
     """Gunicorn's logger."""
 
     def reopen_files(self) -> None:
-        """Open the log files again, for whoever has moved them away."""
+        """Open the log files again; something has moved them away."""
 
 
 class SignalHandlers:
@@ -75,11 +75,11 @@ class SignalHandlers:
 
     def install(self, init_signals: Callable[[], None]) -> None:
         """Call `init_signals`, Gunicorn's own, without losing a signal that has come already."""
-        # What came before now went to the arbiter's handlers, inherited at the
-        # fork: they only queue it, and nobody reads this copy of the queue. A
+        # A signal that came before now went to the arbiter's handlers, inherited at
+        # the fork: they only queue it, and nobody reads this copy of the queue. A
         # worker that misses a TERM holds its arbiter for graceful_timeout.
         arbiter = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        # And what comes now waits: Gunicorn sets the system's defaults first.
+        # Signals that come now wait: Gunicorn sets the system's defaults first.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, Worker.SIGNALS)
         init_signals()
         missed = set()
@@ -91,7 +91,7 @@ class SignalHandlers:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _is_for_child(self, sig: int) -> bool:
-        """Have the system do what `sig` means, in a process that is not the worker.
+        """In a process that is not the worker, have `sig` do what it does by default.
 
         It has its own handlers back (see `forked.py`), unless the signal was faster.
         """
@@ -126,7 +126,7 @@ class SignalHandlers:
     def _on_quit_overdue(self, sig: int, frame: FrameType | None) -> None:
         if self._is_for_child(sig):
             return
-        # Whatever catches the SystemExit must not catch this.
+        # Code that catches the SystemExit must not escape a second time.
         signal.signal(signal.SIGALRM, self._on_quit_ignored)
         signal.setitimer(signal.ITIMER_REAL, QUICK_EXIT_S)
         self._log.warning("Leaving in the middle of:\n%s", format_stack(frame))
@@ -155,8 +155,8 @@ class SignalHandlers:
         self._exit(1)
 
     def _exit(self, status: int) -> None:
-        # uvloop keeps what a protocol raises to itself: then the loop, which
-        # turns again, has to raise it.
+        # uvloop swallows an exception of a protocol: then the loop, which turns
+        # again, has to raise it.
         self._calls.soon(self._leave_now, status)
         self._leave_now(status)
 

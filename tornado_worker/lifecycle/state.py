@@ -1,7 +1,7 @@
 """Where a worker is in its life: one enum, a table of the changes, one place to make them.
 
-The row in shared memory, `draining` and whoever waits for the end follow from it. Everybody
-else asks or is told, and keeps no copy. Knows no loop, server or signal.
+The row in shared memory and `draining` follow from it. Other modules ask, wait or are told,
+and keep no copy. Knows no server and no signal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ACCEPTING", "BEFORE_SERVING", "Life", "State"]
 
 
 class State(enum.IntEnum):
-    """What a worker is doing. The numbers are those in the table of siblings."""
+    """The states of a worker. The numbers are those in the table of siblings."""
 
     FREE = 0  #: no worker: the row is the arbiter's
     BOOTING = 1  #: made by the arbiter, or just forked

@@ -1,8 +1,8 @@
 """Loads the application, on the loop that will serve.
 
-What comes before (options, the loop) and after (the server) is worker.py's. Knows
-Gunicorn's application object; what an application is, what it may have patched and where it
-waits are told by other modules.
+worker.py does everything before (options, the loop) and after (the server). Knows Gunicorn's
+application object; other modules tell the kind of an application, find foreign patches, and
+say where it waits.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["ApplicationLoader"]
 
 
 class Life(Protocol):
-    """What loading asks about the worker that it is for: a `lifecycle.state.Life`."""
+    """The two facts of a worker's life that loading asks for: a `lifecycle.state.Life`."""
 
     told_to_leave: bool
     why: str
 
 
 class ApplicationLoader:
-    """Loads what one Gunicorn application object names, once."""
+    """Loads the application that one of Gunicorn's application objects names, once."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ApplicationLoader:
         """
         self.name = name_of(app)
         self.lifespan = Lifespan(self.name, wrap_wsgi)
-        #: What Gunicorn's loader returned.
+        #: The object that Gunicorn's loader returned.
         self.loaded: Any = None
         self._app = app
         self._log = log
@@ -80,11 +80,11 @@ class ApplicationLoader:
         on_loaded: Callable[[RequestCallback], None],
         on_ended: Callable[[BaseException], None],
     ) -> None:
-        """Load the application, and call `on_loaded` with what to serve, all of it on the loop.
+        """Load the application, and call `on_loaded` with the object to serve, both on the loop.
 
-        `on_ended(error)` is called later if its context manager ends by itself. What fails here
-        ends the process or is raised, and stops Gunicorn: a worker that has not booted is not
-        replaced.
+        `on_ended(error)` is called later if its context manager ends by itself. A failure
+        here ends the process or is raised, and stops Gunicorn: a worker that has not booted is
+        not replaced.
         """
         try:
             self._load(on_loaded, on_ended)
@@ -111,7 +111,7 @@ class ApplicationLoader:
             forked.end_child()
 
     def cancel(self) -> None:
-        """Have `load` end early, once: the next cancellation is for what cleans up."""
+        """Have `load` end early. Once: another cancellation would hit the code that cleans up."""
         if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
@@ -147,11 +147,11 @@ class ApplicationLoader:
         )
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        # Not in the runner's own context, which knows nothing of what modules have set.
+        # Not in the runner's own context, which lacks the variables that modules have set.
         self._runner.run(coroutine, context=contextvars.copy_context())
 
     def _import(self) -> Callable[[], Any]:
-        """Import the application's module; return what does the rest, on the running loop."""
+        """Import the application's module; return a function for the rest, on the running loop."""
         load: Callable[[], Any] = self._app.wsgi
         current = CurrentLoop(self._runner.get_loop())
         with current:
@@ -185,7 +185,7 @@ class ApplicationLoader:
     ) -> None:
         self._task = asyncio.current_task()
         if self._life.told_to_leave:
-            raise asyncio.CancelledError  # meanwhile
+            raise asyncio.CancelledError  # as a TERM during the import could not do
 
         def load_object() -> Any:
             self.loaded = load()

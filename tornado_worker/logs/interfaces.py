@@ -1,4 +1,4 @@
-"""What this package asks of a log: Gunicorn's logger classes and `logging.Logger` have it."""
+"""The methods of a log: those of `logging.Logger` and of Gunicorn's logger classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every lasting change of what belongs to the whole process, in one list.
+"""Every lasting change of an object that belongs to the whole process, in one list.
 
 Each is made before anything can use the object that it changes, and making it again is
 safe. docs/design.md has this list, and beside it the changes that end: those of an import, of
@@ -33,7 +33,7 @@ class When(enum.Enum):
 
 class Change(NamedTuple):
     when: When
-    #: What is replaced, by its public name.
+    #: The public names of the replaced objects.
     names: tuple[str, ...]
     why: str
     #: Called with the worker class, and in a worker with Gunicorn's configuration.

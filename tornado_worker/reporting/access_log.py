@@ -1,12 +1,12 @@
 """Every exchange, as it ends, to Gunicorn's access log and metrics.
 
 `AccessLog` is an observer. It may know Gunicorn's logger interface and
-what a server tells of an exchange; never the loop, sockets or the application.
+a server's events about an exchange; never the loop, sockets or the application.
 
-What one gets to see:
+The reader of a log sees:
 
-- One line per exchange when it ends, refused ones included; `-` for what is not
-  known of them. A client that left before the answer began: status 499.
+- One line per exchange when it ends, refused ones included, with `-` for values that are not
+  known. A client that left before the answer began: status 499.
 - A WebSocket: a line with 101 when it opens and one when it ends, whose duration is
   that of the WebSocket and whose length is that of the messages sent; what the
   format has no place for is added at its end.
@@ -49,7 +49,7 @@ _CLOSED_SUFFIX = (
 
 
 def make_observers(worker: Any) -> list[object]:
-    """Return what has to hear of the exchanges of `worker` for Gunicorn's sake; maybe nothing."""
+    """Return the observers that Gunicorn's configuration asks for; maybe none."""
     access_log = AccessLog(worker)
     hooks = RequestHooks(worker, access_log._environ)
     observers: list[object] = [access_log] if access_log.wanted else []
@@ -80,7 +80,7 @@ class AccessLog:
             threads=cfg.threads,
             workers=cfg.workers,
             root_path=cfg.root_path,
-            # The server's policy has dropped what the peer may not say.
+            # The server's policy has dropped the fields that the peer may not send.
             drop_underscores=False,
             errors=ErrorStream(cfg),
         )
@@ -135,7 +135,7 @@ class AccessLog:
     # Inside
 
     def _environ(self, exchange: Exchange) -> dict[str, Any]:
-        """Return the application's environ, or one like it for who has none."""
+        """Return the application's environ, or one like it if there is none."""
         if exchange.environ is not None:
             return exchange.environ
         context = exchange.context
@@ -167,7 +167,7 @@ class AccessLog:
     ) -> None:
         try:
             if self._standard:
-                # What Logger.access does, without atoms that the format does not
+                # As Logger.access does, without atoms that the format does not
                 # use: 12 instead of 45 us.
                 log = self._log.access_log
                 if not log.isEnabledFor(logging.INFO):
@@ -247,7 +247,7 @@ def _is_standard(logger_class: type) -> bool:
 
 
 class _Refused:
-    """What is known of a message that never became an exchange."""
+    """The little that is known of a message that never became an exchange."""
 
     environ: dict[str, Any] | None = None
     response_headers: httputil.HTTPHeaders | None = None

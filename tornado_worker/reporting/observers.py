@@ -1,6 +1,6 @@
 """Several observers as one, for a server; and the one that counts requests.
 
-Knows what a server tells of an exchange, and nothing of what is done with it.
+Knows the events of an exchange, and nothing of their use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _ignore(*args: Any) -> None:
 
 
 class Counted(Protocol):
-    """What Gunicorn's workers count with: requests so far, and how many there may be."""
+    """The two numbers of Gunicorn's workers: requests so far, and how many there may be."""
 
     nr: int
     max_requests: int

@@ -35,7 +35,7 @@ class RequestHooks:
         self._log = worker.log
         self._pre_request = _pre_request_hook(worker.cfg, worker.log)
         self._post_request = _hook(worker.cfg, "post_request")
-        # Only for who wants them: the server calls what an observer has.
+        # Only those that are wanted: `Observers` calls the methods that it finds.
         if self._pre_request is not None:
             self.exchange_started = self._call_pre_request
         if self._post_request is not None:
