@@ -31,10 +31,10 @@ ARROWS: dict[str, set[str]] = {
     "server": {"http1", "connection", *BOTTOM},
     "wsgi": {"connection.fields", *BOTTOM},
     "config": {"http1.reader", "http1.head_section", "connection.peer", *BOTTOM},
-    "patches": {"connection.fields", *BOTTOM},
+    "patches": {"connection.fields", "loading.gunicorn_loader", *BOTTOM},
     "reporting": {"connection", "wsgi.environ", *BOTTOM},
     "lifecycle": {"server", "connection.stream", "wsgi.container", *BOTTOM},
-    "loading": {"wsgi.container", "lifecycle", "config", "patches", "", *BOTTOM},
+    "loading": {"config", "", *BOTTOM},
     "worker": {
         "loading",
         "lifecycle",

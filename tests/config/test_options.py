@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tornado.web import Application
 
 from tornado_worker import TornadoWorker
 from tornado_worker.config.options import (
@@ -18,7 +19,8 @@ from tornado_worker.config.options import (
     find_strangers,
     markdown_tables,
 )
-from tornado_worker.config.server_arguments import SAME_NAME_SETTINGS, SETTINGS_FOR
+from tornado_worker.config.server_arguments import SETTINGS_FOR
+from tornado_worker.http1.reader import READER_SETTINGS
 from tornado_worker.server.server import HTTPServer
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -47,11 +49,24 @@ def test_every_constant_of_the_worker_is_in_the_table():
 
 
 def test_every_argument_of_the_server_is_an_option_or_a_setting():
-    arguments = set(inspect.signature(HTTPServer.initialize).parameters)
+    arguments = set(inspect.signature(HTTPServer.initialize).parameters) - {"reader_options"}
     arguments -= {"self", "request_callback", "policy"}
-    settings = set(SAME_NAME_SETTINGS) | set(SETTINGS_FOR)
+    settings = set(READER_SETTINGS) | set(SETTINGS_FOR)
     assert arguments <= set(SERVER_OPTIONS) | settings
     assert not settings & set(SERVER_OPTIONS)
+
+
+def test_unknown_argument_of_the_server_is_an_error_that_names_it():
+    message = "unexpected argument 'limit_request_lines' of HTTPServer: .*, limit_request_line,"
+    with pytest.raises(TypeError, match=message):
+        HTTPServer(Application(), limit_request_lines=1)
+
+
+def test_line_may_fill_the_head_unless_something_else_is_said():
+    rules = HTTPServer(Application(), max_header_size=1 << 20, limit_request_line=None).rules
+    assert (rules.line_max, rules.field_max, rules.fields_max) == (1 << 20, 1 << 20, 100)
+    rules = HTTPServer(Application(), limit_request_line=50, limit_request_fields=7).rules
+    assert (rules.line_max, rules.field_max, rules.fields_max) == (50, 65536, 7)
 
 
 def test_documentation_shows_the_tables():

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.gunicorn_process import wait_settled, wait_until
 from helpers.long_lived import Results, request
-from tornado_worker.lifecycle.siblings import State
+from tornado_worker.lifecycle.state import State
 
 # Loads as long as a file says so; a loading worker can be told what to do.
 APP = r"""

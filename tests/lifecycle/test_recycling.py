@@ -8,7 +8,7 @@ import time
 
 from helpers.gunicorn_process import wait_settled, wait_until
 from helpers.long_lived import Results, keep_requesting, request
-from tornado_worker.lifecycle.siblings import State
+from tornado_worker.lifecycle.state import State
 
 APP = """
 import asyncio

@@ -9,7 +9,9 @@ import signal
 import pytest
 
 from helpers.gunicorn_process import wait_settled
-from tornado_worker.lifecycle.siblings import Share, Siblings, State
+from tornado_worker.lifecycle.load_share import Share
+from tornado_worker.lifecycle.siblings import Siblings
+from tornado_worker.lifecycle.state import State
 
 APP = """
 import os

@@ -6,7 +6,9 @@ from multiprocessing import Pipe
 
 import pytest
 
-from tornado_worker.lifecycle.siblings import Share, Siblings, State
+from tornado_worker.lifecycle.load_share import Share
+from tornado_worker.lifecycle.siblings import Siblings
+from tornado_worker.lifecycle.state import State
 
 
 class Worker:

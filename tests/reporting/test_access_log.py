@@ -23,7 +23,7 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from helpers.gunicorn_process import GunicornProcess, wait_until
 from tornado_worker.reporting import access_log as access
-from tornado_worker.reporting.access_log import AccessLog, make_observer
+from tornado_worker.reporting.access_log import AccessLog, make_observers
 from tornado_worker.reporting.atoms import Atoms
 from tornado_worker.reporting.hook_views import Request, Response
 from tornado_worker.reporting.traffic import FrameCounter
@@ -721,13 +721,13 @@ def close_log_files() -> Iterator[None]:
 
 
 def test_nothing_listens_when_nothing_is_wanted() -> None:
-    assert make_observer(Worker()) is None
-    assert make_observer(Worker(loglevel="debug")) is not None  # pre_request's default logs
-    assert make_observer(Worker(accesslog="-")) is not None
-    assert make_observer(Worker(pre_request=lambda worker, req: None)) is not None
-    assert make_observer(Worker(post_request=lambda worker, req: None)) is not None
+    assert make_observers(Worker()) == []
+    assert make_observers(Worker(loglevel="debug"))  # pre_request's default logs
+    assert make_observers(Worker(accesslog="-"))
+    assert make_observers(Worker(pre_request=lambda worker, req: None))
+    assert make_observers(Worker(post_request=lambda worker, req: None))
     worker = Worker(Statsd, statsd_host="127.0.0.1:1")
-    assert make_observer(worker) is not None
+    assert make_observers(worker)
     worker.log.sock.close()
 
 

@@ -1,4 +1,4 @@
-"""What becomes of every setting that Gunicorn knows, under this worker.
+"""The meaning of every setting that Gunicorn knows, under this worker.
 
 A table, and the checks that follow from it: which settings are dangerous to
 ignore and stop Gunicorn, and which do not apply and are worth a warning. Reads a
@@ -20,7 +20,7 @@ __all__ = ["SETTINGS", "Handler", "Known", "check_settings", "markdown_table"]
 
 
 class Handler(enum.Enum):
-    """Who takes care of a setting."""
+    """The part of the server that obeys a setting."""
 
     GUNICORN = "Gunicorn"  #: the arbiter, its logger, or what all workers inherit
     WORKER = "worker"  #: this package
@@ -29,7 +29,7 @@ class Handler(enum.Enum):
 
 class Known(NamedTuple):
     handler: Handler
-    #: What it does here; for what does not apply: why, and what to do instead.
+    #: Its meaning here; of a setting that does not apply: why, and what to do instead.
     note: str = ""
 
 

@@ -1,4 +1,4 @@
-"""What a subclass of the worker may set: the table, and the checks and docs that follow from it.
+"""The options of a worker class: the table, and the checks and docs that follow from it.
 
 Class attributes, and the entries of SERVER_OPTIONS. One that is new needs a line
 here and nothing else. Reads classes; makes and changes nothing.
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from gunicorn.config import KNOWN_SETTINGS
 from gunicorn.workers.base import Worker
 
-from tornado_worker.config.server_arguments import SAME_NAME_SETTINGS, SETTINGS_FOR
+from tornado_worker.config.server_arguments import SETTINGS_FOR
+from tornado_worker.http1.reader import READER_SETTINGS
 
 __all__ = [
     "ATTRIBUTES",
@@ -33,7 +34,7 @@ _RESEMBLANCE = 0.75
 
 
 class Option(NamedTuple):
-    #: Says what was expected if a value is wrong, None if it is right.
+    #: Returns the expectation, in words, if a value is wrong; None if it is right.
     check: Callable[[Any], str | None]
     default: str
     doc: str
@@ -231,7 +232,7 @@ def _option_error(options: Mapping[Any, Any]) -> str | None:
             if expected := option.check(value):
                 return f"{name!r}: expected {expected}; got {_shown(value)}"
             continue
-        setting = name if name in SAME_NAME_SETTINGS else SETTINGS_FOR.get(name)
+        setting = name if name in READER_SETTINGS else SETTINGS_FOR.get(name)
         if setting is not None:
             return f"{name!r} is Gunicorn's to set: use {setting}"
         near = _nearest(str(name), SERVER_OPTIONS)
@@ -243,7 +244,7 @@ def _option_error(options: Mapping[Any, Any]) -> str | None:
 
 
 def _own_names(cls: type) -> dict[str, str | None]:
-    """Return the constants that `cls` adds, and to each what it probably was meant to be."""
+    """Return the constants that `cls` adds, and for each the name that was probably meant."""
     names: dict[str, str | None] = {}
     for base in cls.__mro__:
         if base is Worker:

@@ -1,4 +1,4 @@
-"""What a peer may say about itself, by Gunicorn's settings and Gunicorn's rules.
+"""Whether to believe a peer about itself, by Gunicorn's settings and Gunicorn's rules.
 
 Trusted proxies, the scheme they report, header names with underscores, the
 PROXY protocol. Judges the fields of one request at a time; may know Gunicorn's
@@ -65,8 +65,8 @@ class GunicornPolicy:
     ) -> None:
         """Judge the fields called `names`, in Tornado's spelling.
 
-        Removes from `headers` what `header_map` drops, sets the scheme that a
-        trusted peer reports, and raises MessageError for what must be refused.
+        Removes the fields from `headers` that `header_map` drops, sets the scheme that a
+        trusted peer reports, and raises MessageError for fields that must be refused.
         """
         try:
             _Message(self._cfg, version, context).judge(names, headers)
@@ -107,7 +107,7 @@ def _allows(address: Any, allow_list: list[str], networks: list[Any]) -> bool:
         return True  # a Unix socket, as in Gunicorn
     if _ip_in_allow_list(address[0], allow_list, networks):
         return True
-    # What Gunicorn does not look for: a listener on [::] sees the IPv4 peer
+    # Gunicorn does not look for this: a listener on [::] sees the IPv4 peer
     # 192.0.2.1 as ::ffff:192.0.2.1.
     mapped = getattr(ipaddress.ip_address(address[0]), "ipv4_mapped", None)
     return mapped is not None and _ip_in_allow_list(str(mapped), allow_list, networks)

@@ -1,7 +1,7 @@
 """Gunicorn's settings and SERVER_OPTIONS as arguments of `HTTPServer`, and as a loop.
 
 May read Gunicorn's configuration and its TLS code. Never touches a socket, a
-running loop or a process: what it returns is passed on as it is.
+running loop or a process: the results are passed on as they are.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from gunicorn import sock
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
 
 from tornado_worker.config.peer_policy import GunicornPolicy
+from tornado_worker.http1.reader import READER_SETTINGS
 
 __all__ = [
-    "SAME_NAME_SETTINGS",
     "SETTINGS_FOR",
     "loop_factory",
     "parser_options",
     "server_arguments",
     "ssl_context",
+    "wsgi_arguments",
 ]
 
 #: HTTPServer arguments, and the setting that has the same job: one place for each thing.
@@ -34,31 +35,18 @@ SETTINGS_FOR = {
     "no_keep_alive": "keepalive = 0",
     "ssl_options": "certfile and keyfile, or the ssl_context hook",
 }
-#: HTTPServer arguments that bear their setting's name.
-SAME_NAME_SETTINGS = (
-    "casefold_http_method",
-    "http_parser",
-    "limit_request_field_size",
-    "limit_request_fields",
-    "limit_request_line",
-    "permit_obsolete_folding",
-    "permit_unconventional_http_method",
-    "permit_unconventional_http_version",
-    "strip_header_spaces",
-)
-
 # Entries of SERVER_OPTIONS for WSGI containers alone.
 _CONTAINER_OPTIONS = {"max_spool_size"}
 
-# What Gunicorn's parsers take for a request line without a limit (bytes).
+# The limit of Gunicorn's parsers on a request line that is called unlimited (bytes).
 _UNLIMITED_LINE = 1024 * 1024
 
 
 def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`, and SERVER_OPTIONS.
 
-    Loads the certificate, so it may raise what `ssl` and the user's
-    `ssl_context` hook raise.
+    Loads the certificate, so it may raise exceptions of `ssl` and of the user's
+    `ssl_context` hook.
     """
     arguments = parser_options(cfg)
     arguments["max_header_size"] = _max_header_size(cfg)
@@ -75,8 +63,17 @@ def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
+    """Return the keyword arguments of WSGI containers for SERVER_OPTIONS and SLOW_HANDLER."""
+    return {
+        "max_body_size": options.get("max_body_size"),
+        "max_spool_size": options.get("max_spool_size"),
+        "slow_s": slow_s,
+    }
+
+
 def _max_header_size(cfg: Any) -> int:
-    """Return what the limits allow a header section to be, computed as Gunicorn does (bytes)."""
+    """Return the greatest size of a header section, computed as Gunicorn does (bytes)."""
     line = cfg.limit_request_line or _UNLIMITED_LINE
     fields = cfg.limit_request_fields or MAX_HEADERS
     field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
@@ -85,20 +82,20 @@ def _max_header_size(cfg: Any) -> int:
 
 def parser_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
-    return {name: getattr(cfg, name) for name in SAME_NAME_SETTINGS}
+    return {name: getattr(cfg, name) for name in READER_SETTINGS}
 
 
 def ssl_context(cfg: Any) -> ssl.SSLContext:
     """Return the TLS context of `cfg`; calls the user's `ssl_context` hook."""
     context: ssl.SSLContext = sock.ssl_context(cfg)
-    # Gunicorn advertises what `http_protocols` lists. A client that was
+    # Gunicorn advertises all of `http_protocols`. A client that was
     # promised h2 would speak it, and be answered with an error.
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop that the setting `asgi_loop` names.
+    """Return the factory of the event loop that the setting `asgi_loop` names.
 
     Raises RuntimeError when it asks for uvloop and uvloop is not there.
     """

@@ -15,6 +15,7 @@ from typing import NoReturn
 __all__ = [
     "CONTROL",
     "FORBIDDEN_TRAILERS",
+    "READER_SETTINGS",
     "TOKEN",
     "Head",
     "MessageError",
@@ -91,13 +92,16 @@ class MessageError(Exception):
 class ReaderOptions:
     """The rules that a reader enforces: Gunicorn's settings of the same names (bytes, counts).
 
+    A new option needs a field here, and nothing else to come from Gunicorn's configuration or
+    from an argument of HTTPServer.
+
     0 means as much as Gunicorn's parsers take: 1 MB for a line, 32768 fields. `max_header_size`
     bounds the head as a whole, and the trailers with it.
     """
 
     http_parser: str = "auto"
     limit_request_line: int = 65536
-    limit_request_fields: int = 0
+    limit_request_fields: int = 100
     limit_request_field_size: int = 65536
     permit_unconventional_http_method: bool = False
     permit_unconventional_http_version: bool = False
@@ -107,6 +111,14 @@ class ReaderOptions:
     max_header_size: int = 1 << 62
     #: Names (lower case) of fields that `Head.special` tells of.
     special_names: frozenset[bytes] = frozenset()
+
+
+#: Names of the options that are Gunicorn's settings, and arguments of HTTPServer.
+READER_SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(ReaderOptions)
+    if field.name not in ("max_header_size", "special_names")
+)
 
 
 class Head:

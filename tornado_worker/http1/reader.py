@@ -11,6 +11,7 @@ from tornado_worker.http1.chunks import ChunkReader
 from tornado_worker.http1.framing import Framing, decide
 from tornado_worker.http1.head_section import (
     CONTROL,
+    READER_SETTINGS,
     Head,
     MessageError,
     ReaderOptions,
@@ -18,7 +19,7 @@ from tornado_worker.http1.head_section import (
     refuse_control,
 )
 
-__all__ = ["MessageError", "MessageReader", "ReaderOptions", "Rules"]
+__all__ = ["READER_SETTINGS", "MessageError", "MessageReader", "ReaderOptions", "Rules"]
 
 
 class MessageReader:

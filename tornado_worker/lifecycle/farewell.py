@@ -1,12 +1,11 @@
 """A close frame for every WebSocket of a worker that leaves.
 
-Knows streams only by what owns them, and nothing of frames, of signals or of when
-a worker leaves.
+Looks at the owners of streams only. Knows nothing of frames or signals, and does not decide
+when a worker leaves.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterable
 
@@ -14,6 +13,8 @@ from tornado.log import app_log
 from tornado.websocket import WebSocketHandler
 
 from tornado_worker.connection.stream import TransportStream
+from tornado_worker.drain import draining
+from tornado_worker.lifecycle.loop_calls import LoopCalls
 
 __all__ = ["Farewell"]
 
@@ -22,13 +23,14 @@ _STEP_S = 0.01
 
 
 class Farewell:
-    """Sends each WebSocket a close frame, spread over time.
+    """Sends each WebSocket a close frame, spread over time; an observer for those yet to come.
 
-    For who leaves with ten thousand clients, which would otherwise all be back
-    in one instant. Waiting for them to go is the caller's.
+    Ten thousand clients of a worker that leaves would otherwise all be back in one instant.
+    The caller waits for them to go.
     """
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, calls: LoopCalls, code: int, reason: str) -> None:
+        self._calls = calls
         self._code = code
         self._reason = reason
 
@@ -43,12 +45,17 @@ class Farewell:
 
     def _close_next(self, waiting: list[TransportStream], size: int) -> None:
         for _ in range(min(size, len(waiting))):
-            self.close(waiting.pop())
+            self._close(waiting.pop())
         if waiting:
-            loop = asyncio.get_running_loop()
-            loop.call_later(_STEP_S, self._close_next, waiting, size)
+            self._calls.loop.call_later(_STEP_S, self._close_next, waiting, size)
 
-    def close(self, stream: TransportStream) -> None:
+    def exchange_detached(self, exchange: object, stream: TransportStream, data: bytes) -> None:
+        """Of a server that tells of it: close a WebSocket that is opened during the drain."""
+        if draining.is_set():
+            # Once its open() has been called.
+            self._calls.soon(self._close, stream)
+
+    def _close(self, stream: TransportStream) -> None:
         """Close `stream` if it is an open WebSocket; repeating is safe."""
         handler = stream.owner
         if isinstance(handler, WebSocketHandler) and not stream.closed():

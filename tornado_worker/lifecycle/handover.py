@@ -3,7 +3,7 @@
 The arbiter sends TERM to the old workers as soon as it has forked the new ones, which
 may still load their application for a long time, or fail to. So an old worker looks
 into the table first, and a new one that fails lets the old ones be. Knows the table
-and the arbiter's habits; nothing of connections, and not what an application is.
+and the arbiter's habits; nothing of connections or applications.
 
 What the arbiter does, in Gunicorn's `reload()` and `manage_workers()`: too many
 workers get a TERM, the lowest `age` first, and get it again about once a second.
@@ -23,7 +23,9 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from tornado_worker.lifecycle.siblings import Row, Siblings, State
+from tornado_worker.lifecycle.siblings import Row, Siblings
+from tornado_worker.lifecycle.state import Life, State
+from tornado_worker.logs.interfaces import Log
 
 __all__ = ["Handover", "status_after_failure", "tell_of_stops"]
 
@@ -37,18 +39,20 @@ _RETRY_S = 10.0
 class Handover:
     """Decides for one worker, in its process, whether a TERM is to be followed at once.
 
-    Does so if it is for any reason but a reload. `drain()` is called, once, when the
-    time has come; at the latest `timeout` seconds after the TERM.
+    It is, unless it comes of a reload. Then `drain()` is called, once, when the new workers
+    serve; at the latest `timeout` seconds after the TERM.
     """
 
     def __init__(
         self,
+        life: Life,
         row: Row,
         loop: asyncio.AbstractEventLoop,
-        log: Any,
+        log: Log,
         timeout: float,
         drain: Callable[[], None],
     ) -> None:
+        self._life = life
         self._row = row
         self._loop = loop
         self._log = log
@@ -59,15 +63,15 @@ class Handover:
     def postpone(self) -> bool:
         """Tell whether a TERM that has just come means: serve on until others do."""
         row, siblings = self._row, self._row.siblings
-        if row.state == State.HANDING_OVER:
+        if self._life.state is State.HANDING_OVER:
             return True  # repeated by the arbiter; `_poll` looks whether it is more
-        if row.state != State.SERVING or siblings.stopping:
+        if self._life.state is not State.SERVING or siblings.stopping:
             return False
         booting, _ = siblings.newer(row)
         if not booting:
             # From before the arbiter noticed that the new ones have failed?
             return 0 <= siblings.since_failure() < _CROSSED_S and not siblings.surplus()
-        row.state = State.HANDING_OVER
+        self._life.enter(State.HANDING_OVER)
         self._deadline = self._loop.time() + self._timeout
         self._log.info("Serving until a worker of the new configuration does")
         self._poll()
@@ -75,7 +79,7 @@ class Handover:
 
     def _poll(self) -> None:
         row, siblings = self._row, self._row.siblings
-        if row.state != State.HANDING_OVER:
+        if self._life.state is not State.HANDING_OVER:
             return  # leaves for another reason
         booting, accepting = siblings.newer(row)
         if siblings.stopping:
@@ -92,31 +96,31 @@ class Handover:
         elif accepting:
             self._drain()
         else:
-            row.state = State.SERVING
+            self._life.enter(State.SERVING)
             self._log.warning("Serving on: no worker of the new configuration has come up")
 
 
-def status_after_failure(worker: Any, row: Row | None, status: int) -> int:
+def status_after_failure(life: Life, row: Row | None, log: Log, ppid: int, status: int) -> int:
     """Return the exit status of a worker that could not load its application, in the end.
 
     With `status` the arbiter stops everything. While other workers serve it gets
-    another one: a mistake in a deployment must not end what works. Without a
+    another one: a mistake in a deployment must not end a site that works. Without a
     reload the arbiter starts the next worker at once, which will often fail too: so this
-    one waits. Call it without a loop running; log the failure before.
+    one waits. `ppid` is the arbiter's. Call it without a loop running; log the failure before.
     """
     if row is None or status not in (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR):
         return status
     siblings = row.siblings
-    if not worker.alive or siblings.stopping:
+    if life.told_to_leave or siblings.stopping:
         return 1  # told to leave meanwhile: nobody waits for it to load
     others = siblings.accepting_others(row)
     if not others:
         return status
     siblings.note_failure()
     if siblings.surplus():
-        worker.log.error("The new worker has not loaded its application: %d serve on", others)
+        log.error("The new worker has not loaded its application: %d serve on", others)
         return 1
-    worker.log.error(
+    log.error(
         "The new worker has not loaded its application: %d serve on; trying again in %g s",
         others,
         _RETRY_S,
@@ -124,8 +128,8 @@ def status_after_failure(worker: Any, row: Row | None, status: int) -> int:
     deadline = time.monotonic() + _RETRY_S
     while (
         time.monotonic() < deadline
-        and worker.alive
-        and os.getppid() == worker.ppid
+        and not life.told_to_leave
+        and os.getppid() == ppid
         and not siblings.stopping
         and siblings.accepting_others(row)
     ):

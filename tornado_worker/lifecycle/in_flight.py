@@ -1,7 +1,7 @@
-"""What a server is in the middle of, counted and in words, for the log.
+"""The work that a server is in the middle of, counted and in words, for the log.
 
 May look at a server's exchanges and streams and at WSGI's threads; changes nothing
-and knows nothing of why anybody asks.
+and does not know why it is asked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def count(server: HTTPServer) -> Counts:
 
 
 def describe(server: HTTPServer, *others: str) -> str:
-    """Say what there is, `others` among them, with the longest of each kind by name."""
+    """Say how much of each kind there is, with the longest by name; then `others`."""
     counts = count(server)
     now = asyncio.get_running_loop().time()
     requests = [

@@ -18,7 +18,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tornado_worker.lifecycle.siblings import Row, Siblings, State
+from tornado_worker.lifecycle.siblings import Row, Siblings
+from tornado_worker.lifecycle.state import Life, State
 
 __all__ = ["Generation", "Recycler"]
 
@@ -56,7 +57,8 @@ class Generation:
 class Recycler:
     """Sees to the replacement of one worker, in that worker's process."""
 
-    def __init__(self, row: Row, arbiter_pid: int, graceful_timeout: float) -> None:
+    def __init__(self, life: Life, row: Row, arbiter_pid: int, graceful_timeout: float) -> None:
+        self._life = life
         self._row = row
         self._siblings = row.siblings
         self._arbiter_pid = arbiter_pid
@@ -84,7 +86,7 @@ class Recycler:
             if asyncio.get_running_loop().time() >= deadline:
                 break
             await asyncio.sleep(_POLL_S)
-        self._row.state = State.RETIRING
+        self._life.enter(State.RETIRING)
         if not siblings.is_announced(1):
             self._ask(-1)
         return replaced
@@ -98,7 +100,7 @@ class Recycler:
     async def counted_out(self) -> None:
         """Return when the arbiter has heard that it is to have one worker less.
 
-        One that were gone before would be replaced a second time.
+        If this worker exited before the arbiter handled TTOU, it would be replaced twice.
         """
         while self._siblings.is_announced(-1):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
@@ -124,7 +126,7 @@ class Recycler:
     def _ask(self, change: int) -> bool:
         """Ask the arbiter for one worker more (1) or less (-1); tell whether that is possible."""
         if os.getppid() != self._arbiter_pid:
-            return False  # gone: whoever is the parent now has not asked for signals
+            return False  # gone: the new parent has not asked for signals
         try:
             os.kill(self._arbiter_pid, 0)
             # Before the signal, for the arbiter may be faster than this process.

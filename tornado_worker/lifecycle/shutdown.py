@@ -1,4 +1,4 @@
-"""End what still runs in a process that has served its last response.
+"""End everything that still runs in a process that has served its last response.
 
 Tasks, async generators, the loop's executor and other threads get until a
 deadline; then the process ends without them. Knows nothing of servers,
@@ -23,14 +23,14 @@ _MOMENT_S = 0.02
 async def finish_loop(deadline: float) -> list[str]:
     """Do what asyncio.run() does at its end, but only until `deadline` (loop time).
 
-    Returns what would not end, for the log; with nothing left the loop can be
+    Returns the names of things that did not end, for the log; with none the loop can be
     closed, otherwise closing it would block.
     """
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler() or type(loop).default_exception_handler
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # Tornado 6.5 raises what a cancelled handler raised again, in a callback.
+        # Tornado 6.5 raises a cancelled handler's exception a second time, in a callback.
         if not isinstance(context.get("exception"), asyncio.CancelledError):
             handler(loop, context)
 
@@ -64,7 +64,7 @@ async def _wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -> set[asyn
     tasks = set(tasks)
     if not tasks:
         return set()
-    # At least a moment: what ends at once when asked should not be called late.
+    # At least a moment: a task that ends as soon as it is asked is not late.
     timeout = max(deadline - asyncio.get_running_loop().time(), _MOMENT_S)
     _, pending = await asyncio.wait(tasks, timeout=timeout)
     return pending
@@ -87,7 +87,7 @@ def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], 
         return
 
     ended = threading.Event()
-    # What the interpreter does first when the main thread has run its last
+    # The interpreter does this first when the main thread has run its last
     # line. Private, and concurrent.futures builds on it; joining the main
     # thread comes too late, as executors are waited for before that.
     register = getattr(threading, "_register_atexit", None)

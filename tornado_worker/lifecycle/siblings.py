@@ -1,10 +1,10 @@
-"""What the workers of one master know of each other: a small table in shared memory.
+"""The table by which the workers of one master know each other, in shared memory.
 
 The arbiter makes it before the first fork and gives each worker a row, which that
 worker alone should write. Any of them can write anywhere, and may be another user's
-than the arbiter: so the arbiter keeps what it knows outside, and every value read is
+than the arbiter: so the arbiter keeps its own knowledge outside, and every value read is
 held within bounds. May touch memory and one file lock; knows nothing of loops,
-sockets or signals. Whoever gets no table or no row works on without it.
+sockets or signals. A worker works on without a table, or without a row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import os
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Row", "Share", "Sibling", "Siblings", "State"]
+from tornado_worker.lifecycle.state import ACCEPTING, BEFORE_SERVING, State
+
+__all__ = ["Row", "Sibling", "Siblings"]
 
 # Every field is an aligned 64-bit integer, which is read and written in one piece.
 _FIELD_BYTES = 8
@@ -26,16 +27,11 @@ _ROW_FIELDS = 8
 # More workers than this under one master go without a row.
 _ROWS_MAX = 1024
 
-# More connections than one process can have; above it somebody lies.
+# States that the row of a worker may have.
+_WORKING = frozenset(State) - {State.FREE, State.GONE}
+# More connections than one process can have; a higher number is a lie.
 _LOAD_MAX = 1 << 20
 
-# Of new connections, at once: alone, and with others.
-_BATCH_ALONE = 64
-_BATCH_MAX = 8
-# A worker takes no more than this beyond the mean before it lets others go first:
-# a part of the mean, and a number for when nobody has much.
-_BEYOND_MEAN = 1.1
-_BEYOND_FEW = 32
 # A worker whose loop has not turned for this long cannot take its share (seconds).
 _STALE_S = 2.5
 
@@ -43,20 +39,6 @@ _STALE_S = 2.5
 _ROWS_USED, _WANTED, _PRESENT, _ADDING, _REMOVING, _STOPPING, _FAILED = range(7)
 # Fields of a row.
 _PID, _AGE, _STATE, _LOAD, _REQUESTS, _BEAT, _GENERATION = range(7)
-
-
-class State:
-    """What a worker is doing; the arbiter alone leaves FREE and comes back to it."""
-
-    FREE = 0  #: no worker
-    BOOTING = 1
-    SERVING = 2  #: accepting connections
-    RETIRING = 3  #: leaving because its replacement has come
-    DRAINING = 4  #: leaving for any other reason
-    HANDING_OVER = 5  #: accepting until the workers of a reload do
-
-
-_ACCEPTING = (State.SERVING, State.HANDING_OVER)
 
 
 class Sibling(NamedTuple):
@@ -86,7 +68,7 @@ def _lock_file() -> int:
     except (AttributeError, OSError):  # not Linux, or not allowed
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
-    # Whoever inherits it shall not keep anything there.
+    # Processes that inherit the file must not store anything in it.
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
@@ -95,7 +77,7 @@ def _lock_file() -> int:
 class Siblings:
     """The table: a heading about the number of workers, and one row for each.
 
-    The heading holds what the arbiter counts: `wanted`, the workers that the
+    The heading holds the arbiter's two numbers: `wanted`, the workers that the
     configuration and the operator ask for, and `present`, which for a while is
     one more or less when a worker is replaced.
     """
@@ -104,7 +86,7 @@ class Siblings:
         """Make an empty table. Raises OSError where there is no shared memory."""
         self._lock_fd = _lock_file()
         size = (1 + _ROWS_MAX) * _ROW_FIELDS * _FIELD_BYTES
-        # Anonymous: a file could be truncated by any worker, and whoever reads
+        # Anonymous: any worker could truncate a file, and a process that reads
         # beyond its end, the arbiter too, dies of SIGBUS. Rows never used cost nothing.
         self._fields = memoryview(mmap.mmap(-1, size)).cast("q")
         self._locked = False
@@ -185,8 +167,8 @@ class Siblings:
     def announce(self, change: int, valid_s: float) -> None:
         """Note that the arbiter is about to get a request for one worker more (1) or less (-1).
 
-        One that it has not heeded after `valid_s` seconds is lost: what happens
-        from then on is an operator's doing.
+        One that it has not heeded after `valid_s` seconds is lost: a change after that is
+        an operator's doing.
         """
         until = _milliseconds() + int(valid_s * 1000)
         self._fields[_ADDING if change > 0 else _REMOVING] = until
@@ -216,7 +198,7 @@ class Siblings:
     def serving_others(self, row: Row) -> int:
         """Return how many workers accept connections, not counting that of `row`.
 
-        Nor those that only wait for the workers of a reload.
+        Workers that only wait for those of a reload do not count either.
         """
         fields = self._fields
         return sum(
@@ -229,7 +211,7 @@ class Siblings:
         """Return how many workers accept connections, not counting that of `row`."""
         fields = self._fields
         return sum(
-            fields[start + _STATE] in _ACCEPTING for start in self._starts() if start != row.start
+            fields[start + _STATE] in ACCEPTING for start in self._starts() if start != row.start
         )
 
     def newer(self, row: Row) -> tuple[int, int]:
@@ -239,7 +221,9 @@ class Siblings:
         states = [
             fields[start + _STATE] for start in self._starts() if fields[start + _GENERATION] > mine
         ]
-        return states.count(State.BOOTING), sum(state in _ACCEPTING for state in states)
+        return sum(state in BEFORE_SERVING for state in states), sum(
+            state in ACCEPTING for state in states
+        )
 
     def surplus(self) -> bool:
         """Tell whether there are more workers than the arbiter wants to have."""
@@ -261,7 +245,7 @@ class Siblings:
         total = count = 0
         oldest = _milliseconds() - int(_STALE_S * 1000)
         for start in self._starts():
-            if fields[start + _STATE] in _ACCEPTING and fields[start + _BEAT] >= oldest:
+            if fields[start + _STATE] in ACCEPTING and fields[start + _BEAT] >= oldest:
                 total += _bounded(fields[start + _LOAD], _LOAD_MAX)
                 count += 1
         return (total / count if count else 0.0), count
@@ -272,7 +256,7 @@ class Siblings:
         siblings = []
         for start in self._starts():
             row = self._fields[start : start + _ROW_FIELDS].tolist()
-            if State.FREE < row[_STATE] <= State.HANDING_OVER:
+            if row[_STATE] in _WORKING:
                 beat = max(0, now - row[_BEAT]) / 1000
                 numbers = [max(0, number) for number in row[:_BEAT]]
                 siblings.append(Sibling._make([*numbers, beat]))
@@ -309,6 +293,11 @@ class Row:
     def state(self, state: int) -> None:
         self._fields[self.start + _STATE] = state
 
+    @property
+    def has_booted(self) -> bool:
+        """Whether the worker, by now dead perhaps, has come to serve."""
+        return self.state != State.FREE and self.state not in BEFORE_SERVING
+
     def beat(self, requests: int) -> None:
         """The loop has turned; `requests` have been served so far."""
         fields, start = self._fields, self.start
@@ -318,21 +307,3 @@ class Row:
 
     def set_load(self, connections: int) -> None:
         self._fields[self.start + _LOAD] = connections
-
-
-class Share:
-    """One worker's share of the connections; a `listener.LoadShare`."""
-
-    def __init__(self, row: Row, count: Callable[[], int]) -> None:
-        """`count()` returns how many connections are open in this worker."""
-        self._row = row
-        self._count = count
-
-    def allowance(self) -> int:
-        mean, workers = self._row.siblings.mean_load()
-        if workers <= 1:
-            return _BATCH_ALONE
-        return max(0, min(_BATCH_MAX, int(mean * _BEYOND_MEAN + _BEYOND_FEW - self._count())))
-
-    def publish(self) -> None:
-        self._row.set_load(self._count())

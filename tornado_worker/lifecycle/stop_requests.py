@@ -2,7 +2,7 @@
 
 `IOLoop.current().stop()`, `loop.stop()`, sys.exit(), KeyboardInterrupt and the
 cancelling of all tasks are how scripts end. In a worker they ask for a graceful
-end of it. Knows one loop and its runner; what leaving means is the worker's to say.
+end of it. Knows one loop and its runner; a callback begins the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Leave", "StopRequests"]
 
 T = TypeVar("T")
 
-# Whoever calls stop() through these is not who asked.
+# A call of stop() from these has a caller further out, who asked for it.
 _LIBRARIES = tuple(os.path.join(*module.__path__, "") for module in (asyncio, tornado))
 # An application that cancels all tasks more often than this is not waited for.
 _CANCELLED_MAX = 3
@@ -36,11 +36,11 @@ class Leave(SystemExit):
 
 
 class StopRequests:
-    """Runs coroutines on the loop of `runner` to their ends, whoever stops it meanwhile.
+    """Runs coroutines on the loop of `runner` to their ends, even if something stops the loop.
 
-    They run in `context`. `on_asked(who)` is called on each wish, on the loop's thread or
-    by whoever calls `loop.stop()`. `status` is what
-    sys.exit() was called with, as a process exits with it.
+    They run in `context`. `on_asked(who)` is called on each wish, on the loop's thread or in
+    the thread that calls `loop.stop()`. `status` is the argument of sys.exit(), as the status
+    of a process.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class StopRequests:
             self._stop()
 
     def _on_stop(self) -> None:
-        # The runner's way to end what it runs, too.
+        # The runner ends a coroutine in this way, too.
         if self._has_ended():
             self._stop()
             return
@@ -131,7 +131,7 @@ class StopRequests:
         if is_child():
             end_child(error)
         if error is self._seen:
-            return  # Tornado raises what a handler raised again, in a callback
+            return  # Tornado raises a handler's exception a second time, in a callback
         self._seen = error
         if isinstance(error, KeyboardInterrupt):
             what = "a KeyboardInterrupt"

@@ -25,9 +25,9 @@ __all__ = ["Watchdog", "format_stack"]
 _SHORTEST_S = 0.02
 _LONGEST_S = 1.0
 # How often it looks within the time after which a handler is slow: each look costs
-# about 20 us, and what is slow by less than one of these parts may go unnoticed.
+# about 20 us, and a handler that is slow by less than one part may go unnoticed.
 _LOOKS = 8
-# Where callbacks of a loop begin: asyncio's own, in Python, and who runs another's.
+# Files and functions in which a loop calls callbacks: asyncio's loop, and those that run another.
 _LOOP_FILES = (asyncio.base_events.__file__, asyncio.runners.__file__, stop_requests.__file__)
 _LOOP_NAMES = ("_run_once", "run", "_run_to_end")
 
@@ -38,11 +38,11 @@ class Watchdog:
     `stuck_s`: seconds without a turn after which the stack is logged, once for
     each time the loop is stuck; 0: never. `slow_s`: seconds after which the
     handler that runs is named, once for each; 0: never. It looks from time to
-    time, so both come a little late, and what takes hardly longer than them may go
+    time, so both come a little late, and code that takes hardly longer may go
     unnoticed. Code that holds the interpreter's lock all the while, in C, stops the
     watchdog as well.
 
-    A handler is slow by what it takes in one callback of the loop. Several callbacks
+    A handler is slow by the time that it takes in one callback of the loop. Several callbacks
     in one turn are not one: each look marks the frame of the callback that runs, and
     finds the mark again only on the same call, or on a coroutine that has been
     resumed; but then the loop has turned.
@@ -97,8 +97,8 @@ class Watchdog:
             except _LoopClosed:
                 return
             except Exception:
-                # Broad: handlers and loggers are the user's, and what they
-                # raise must not be the end of watching.
+                # Broad: handlers and loggers are the user's, and their exceptions
+                # must not end the watching.
                 self._log.exception("Exception in the watchdog")
             time.sleep(interval)
 
@@ -173,7 +173,7 @@ class _Mark:
 
     A frame has no other place for it. Keeping the frame would keep what the call
     has used; and its address may be the next call's. A debugger's own trace function
-    is left where it is, and what it runs is not timed.
+    is left where it is, and the code under it is not timed.
     """
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
@@ -204,7 +204,7 @@ def _find_handler(frame: FrameType | None) -> RequestHandler | None:
 
 
 def format_stack(frame: FrameType | None) -> str:
-    """Format the stack that ends in `frame`, without what is above the loop."""
+    """Format the stack that ends in `frame`, without the frames above the loop."""
     stack = traceback.extract_stack(frame)
     runner = asyncio.runners.__file__
     start = max((i for i, entry in enumerate(stack) if entry.filename == runner), default=-1) + 1

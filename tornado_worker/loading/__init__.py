@@ -1,5 +1,5 @@
-"""From what `module:app` names to something that serves, on the loop that will serve.
+"""From the object that `module:app` names to one that serves, on the loop that will serve.
 
-May know Gunicorn's loader, Tornado's routing, `wsgi`, `lifecycle`, `patches`, `config` and
-`logs`. Never connections or requests.
+May know Gunicorn's loader, Tornado's routing, `config` and `logs`. Never the worker's life,
+connections or requests.
 """

@@ -1,7 +1,7 @@
 """Keeps the loop that will serve current while the application is imported.
 
-What a module starts there (a PeriodicCallback, a task) waits for the current loop, and
-a loop that nobody runs again takes it without a word. Replaces asyncio's functions that
+A module may start a PeriodicCallback or a task, which waits for the current loop; a loop
+that nobody runs again takes it without a word. Replaces asyncio's functions that
 change the current loop, for as long as the import takes; knows no worker.
 """
 
@@ -26,16 +26,15 @@ __all__ = ["CurrentLoop"]
 
 # Where asyncio itself and its users look these up.
 _HOMES = (asyncio, asyncio.events)
-# What schedules something on a loop.
+# Methods that schedule something on a loop, and the position of the callable in their arguments.
 _SCHEDULERS = {
-    # And which argument is what will be called.
     "call_soon": 0,
     "call_soon_threadsafe": 0,
     "call_at": 1,
     "call_later": 1,
     "create_task": 0,
 }
-# Files of these do for others what those have asked for.
+# Code in these files acts for its callers, which are to be named.
 _LIBRARIES = tuple(
     os.path.dirname(module.__file__) + os.sep for module in (asyncio, tornado) if module.__file__
 )
@@ -44,9 +43,9 @@ _LIBRARIES = tuple(
 class CurrentLoop:
     """Keeps `loop` current in the thread that enters it with `with`.
 
-    A new policy gets it as its current loop, and whoever leaves no current loop,
-    as asyncio.run() does, leaves this one. A module may make another loop current,
-    to run something on it; `left_behind` tells afterwards what waits there for ever.
+    A new policy gets it as its current loop; code that leaves no current loop, as
+    asyncio.run() does, leaves this one. A module may make another loop current,
+    to run something on it; `left_behind` tells afterwards of things that wait there for ever.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -142,7 +141,7 @@ class _Entry:
 
 
 class _Recorder:
-    """Notes what is scheduled on `loop`, and where, by standing before its methods."""
+    """Notes everything that is scheduled on `loop`, and where, by replacing its methods."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, where: str) -> None:
         self.loop = loop

@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["check_patches", "explain_nest_asyncio"]
 
-# What the loop or the threads for WSGI need to be the system's own.
+# Modules that must be the system's own, for the loop or for the threads of WSGI.
 _NEEDED = {"_thread", "os", "queue", "select", "selectors", "signal", "socket", "ssl"}
 _NEEDED |= {"subprocess", "thread", "threading", "time"}
 _CALL = re.compile(r"\b(patch_\w+|monkey_patch)\s*\(")

@@ -24,8 +24,8 @@ __all__ = ["install_loader", "name_of", "preimport"]
 def install_loader(worker_class: type) -> None:
     """Let `module:app` name objects that are not callable, under `worker_class`.
 
-    A `tornado.routing.Router` is not callable, and Gunicorn's loader refuses
-    what is not. In place of the class's method, because with `preload_app` the
+    A `tornado.routing.Router` is not callable, and Gunicorn's loader refuses objects that
+    are not. In place of the class's method, because with `preload_app` the
     arbiter calls it before any worker exists. Repeating is safe.
     """
     original = WSGIApplication.load_wsgiapp
@@ -79,7 +79,7 @@ def _is_module_uri(app: Any) -> bool:
 
 
 def name_of(app: Any) -> str:
-    """Return what a user calls the application that `app`, a BaseApplication, loads."""
+    """Return the user's name for the application that `app`, a BaseApplication, loads."""
     if _is_module_uri(app):
         return str(app.app_uri)
     return f"{type(app).__module__}.{type(app).__qualname__}"

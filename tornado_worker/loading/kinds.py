@@ -1,4 +1,4 @@
-"""What kind of thing `module:app` names, and what to say of one that cannot be served.
+"""Which kind of thing `module:app` names, and the refusal of one that cannot be served.
 
 Looks at objects, and calls none of them. Knows Tornado's and PEP 3333's interfaces.
 """
@@ -24,7 +24,7 @@ _ACCEPTED = (
     " a factory without arguments that returns one (async or not), an async context manager that"
     " yields one or a function without arguments that makes one, or a WSGI callable"
 )
-# How WSGI applications name their parameters; who uses the names means WSGI.
+# The usual names of a WSGI application's parameters: a callable with one of them is WSGI.
 _WSGI_PARAMETERS = {"environ", "env", "start_response"}
 # Of these packages no class is an application: made without arguments, one
 # answers 404 to everything. Most often `app:Application` was written for `app:app`.
@@ -54,8 +54,8 @@ def is_context_manager(obj: Any) -> bool:
 def is_factory(name: str, obj: Any) -> bool:
     """Tell a factory (called without arguments) from a WSGI callable (called with two).
 
-    Raises ApplicationError for a callable that is neither. What cannot say how
-    it is called is WSGI, as is what takes anything: Gunicorn's contract for
+    Raises ApplicationError for a callable that is neither. A callable without a
+    signature is WSGI, and so is one that takes anything: Gunicorn's contract for
     `module:app` is older than ours.
     """
     if isinstance(obj, type) and issubclass(obj, tornado.web.RequestHandler):
@@ -67,8 +67,8 @@ def is_factory(name: str, obj: Any) -> bool:
         getattr(type(obj), "__call__", None)  # noqa: B004 - the method, not the answer
     )
     try:
-        # A decorator's function says by `__wrapped__` what it passes on; an object
-        # that has come so far takes what it says itself.
+        # A decorator's function takes the arguments of the one in `__wrapped__`; any
+        # other object that has come so far takes those of its own signature.
         follow = issubclass(type(obj), PLAIN)
         signature = inspect.signature(obj, follow_wrapped=follow)
     except (TypeError, ValueError):

@@ -32,7 +32,7 @@ from tornado_worker.loading.proxies import through, unwrap
 
 __all__ = ["Lifespan", "RequestCallback"]
 
-#: What an HTTPServer takes as its first argument.
+#: The first argument of an HTTPServer.
 RequestCallback: TypeAlias = (
     httputil.HTTPServerConnectionDelegate | Callable[[httputil.HTTPServerRequest], None]
 )
@@ -59,17 +59,17 @@ class Lifespan:
         self._name = name
         self._wrap_wsgi = wrap_wsgi
         self._leave = asyncio.Event()
-        #: What loading has set, for requests to see; once `start` has returned.
+        #: With the variables that loading has set, for requests; once `start` has returned.
         self.context = contextvars.copy_context()
         #: All of the loading; None before `start`.
         self.task: asyncio.Task[None] | None = None
-        #: What the application turned out to be, in words, once it is loaded.
+        #: The kind of the application, in words, once it is loaded.
         self.kind = ""
 
     async def start(
         self, load: Callable[[], Any], on_failed: Callable[[BaseException], None]
     ) -> RequestCallback:
-        """Load the application and return what to serve.
+        """Load the application and return the object to serve.
 
         Raises ApplicationError for something that cannot be served, and
         whatever `load`, a factory or the entry of a context manager raises. Later,
@@ -82,7 +82,7 @@ class Lifespan:
             await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # Some libraries take a cancellation for a lost connection and go on:
-            # then what has been entered is left as soon as all of it is.
+            # then the context managers are left as soon as all have been entered.
             self._leave.set()
             task.cancel()
             await asyncio.wait((task,))
@@ -96,7 +96,7 @@ class Lifespan:
         return ready.result()
 
     async def stop(self) -> None:
-        """Leave the context managers. Raises what their exits raise."""
+        """Leave the context managers. Raises the exceptions of their exits."""
         if self.task is None or self.task.done():
             return  # never started, or `on_failed` has been told
         self._leave.set()
@@ -123,11 +123,11 @@ class Lifespan:
             await self._leave.wait()
 
     async def _resolve(self, obj: Any, stack: contextlib.AsyncExitStack) -> RequestCallback:
-        """Turn `obj`, step by step, into what an HTTPServer can call."""
+        """Turn `obj`, step by step, into something that an HTTPServer can call."""
         name = self._name
         entered: list[Any] = []
         for _ in range(_MAX_STEPS):
-            # What it is, is asked of `real`; what is done, goes through a proxy.
+            # `real` tells the kind; calls go through the proxy around it.
             real = unwrap(obj)
             if is_context_manager(real) and not any(real is one for one in entered):
                 entered.append(real)
@@ -160,7 +160,7 @@ class Lifespan:
         """Return ours for a stock WSGIContainer that would run WSGI code on the loop.
 
         None for everything else: a subclass, or one with an executor of its
-        own, is what somebody wanted.
+        own, is there on purpose.
         """
         real = unwrap(obj)
         if type(real) is tornado.wsgi.WSGIContainer and real.executor is dummy_executor:

@@ -1,7 +1,7 @@
 """Find event loops that an application made while the arbiter preloaded it.
 
-A loop does not survive the fork: what was scheduled on it never runs, in no
-worker and without a word. Looks at objects in the arbiter's memory; changes nothing.
+A loop does not survive the fork: a callback that was scheduled on it never runs, in any
+worker, and nothing says so. Looks at objects in the arbiter's memory; changes nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
 
 
 def callback_name(callback: Any, args: Sequence[Any] = ()) -> str:
-    """Name what a loop was asked to call with `args`, or a coroutine; look into Tornado's own."""
+    """Name a callback of a loop, called with `args`, or a coroutine; look into Tornado's own."""
     if isinstance(callback, types.MethodType) and callback.__func__ is IOLoop._run_callback:
         (callback,) = args
     while isinstance(callback, functools.partial):

@@ -1,8 +1,7 @@
-"""What stands behind a proxy: wrapt's, New Relic's, werkzeug's LocalProxy, one of one's own.
+"""The object behind a proxy: wrapt's, New Relic's, werkzeug's LocalProxy, or a home-made one.
 
-A proxy answers for every protocol that it can forward, so what an object is must be
-asked of what the proxy forwards to; what is done with it goes through the proxy, which
-is there to see it. Knows nothing of applications.
+A proxy answers for every protocol that it can forward, so only the object behind it tells
+its kind. Calls go through the proxy, which is there to see them. Knows nothing of applications.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ __all__ = ["PLAIN", "through", "unwrap"]
 
 # More proxies around each other than this are one that forwards to itself.
 _MAX_DEPTH = 50
-#: `__wrapped__` of these is what functools.wraps() decorated: not what is called.
+#: `__wrapped__` of these is the function that functools.wraps() decorated, not the one called.
 PLAIN = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -27,9 +26,9 @@ PLAIN = (
 
 
 def unwrap(obj: Any) -> Any:
-    """Return what the proxies around `obj` forward to; `obj` itself if it is no proxy.
+    """Return the object behind the proxies around `obj`; `obj` itself if it is no proxy.
 
-    Raises what a LocalProxy raises that is not bound.
+    Raises the exception of a LocalProxy that is not bound.
     """
     for _ in range(_MAX_DEPTH):
         # Not isinstance(): proxies lie about their class.

@@ -28,7 +28,7 @@ _LONGEST_S = 600.0
 _MAX_AWAITS = 100
 _END_S = 5.0
 
-# What calls the application's code.
+# Modules that call the application's code.
 _CALLERS = (
     "importlib",
     "gunicorn.util",
@@ -71,7 +71,7 @@ class LoadingWatch:
         self._pid = os.getpid()
         self._thread_id = get_ident()
         # Locks and a thread without `threading`: an application may be about to
-        # have that patched, and gevent changes what it finds there.
+        # have that patched, and gevent changes the objects that it finds there.
         self._running = allocate_lock()
         self._alive = allocate_lock()
         #: Returns the task that loads, once there is one.
@@ -99,7 +99,7 @@ class LoadingWatch:
                 self._warn()
             except Exception:
                 # Broad: it looks at objects of the application, and logs with the
-                # user's logger. What they raise must not be the end of watching.
+                # user's logger. Their exceptions must not end the watching.
                 self._log.exception("Exception while watching the application load")
             interval = min(2 * interval, _LONGEST_S)
         self._alive.release()
@@ -125,13 +125,13 @@ class LoadingWatch:
         """Return the frames of the thread that loads, outermost first, the application's only."""
         frame = sys._current_frames().get(self._thread_id)
         frames = list(_outwards(frame))[::-1][self._depth :]
-        # What runs the task that loads.
+        # Frames that run the task that loads.
         while frames and (_root(frames[0]) == "asyncio" or _module(frames[0]) in _CALLERS):
             del frames[0]
         return [
             frame
             for frame in frames
-            # What imports a module, once for each that imports another.
+            # The import machinery, once for each module that imports another.
             if not frame.f_code.co_filename.startswith("<frozen importlib")
             and _module(frame) not in _CALLERS
         ]
@@ -199,7 +199,7 @@ def _awaits(task: asyncio.Task[Any]) -> str | None:
 
 
 def _step(obj: Any) -> tuple[FrameType | None, Any, bool]:
-    """Return the frame of what is awaited, what that awaits, and whether it runs now."""
+    """Return the frame of `obj`, the object that it awaits, and whether it runs now."""
     if isinstance(obj, types.CoroutineType):
         return obj.cr_frame, obj.cr_await, obj.cr_running
     if isinstance(obj, types.GeneratorType):
@@ -213,7 +213,7 @@ def _step(obj: Any) -> tuple[FrameType | None, Any, bool]:
         # Of asyncio.gather().
         children = getattr(obj, "_children", ())
         return None, next((child for child in children if not child.done()), None), False
-    # What an async generator or a future gives to be awaited has no public attribute.
+    # The awaitable of an async generator or a future has no public attribute.
     referents = gc.get_referents(obj)
     inner = (one for one in referents if isinstance(one, (*_CHAINED, asyncio.Future)))
     return None, next(inner, None), False

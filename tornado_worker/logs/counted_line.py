@@ -1,6 +1,6 @@
 """A line of a log that others decide the number of: told once, then counted.
 
-Knows a loop's clock and a logger's method, and nothing of what happened.
+Knows a loop's clock and a logger's method, and nothing of the events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _INTERVAL_S = 10.0
 
 
 class Clock(Protocol):
-    """A loop that calls later what is no request's."""
+    """A loop whose timers belong to no request."""
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any

@@ -1,4 +1,4 @@
-"""What Tornado and asyncio log, in Gunicorn's error log unless the user configured logging.
+"""Records of Tornado and asyncio, in Gunicorn's error log unless the user configured logging.
 
 Attaches one handler to the loggers `tornado` and `asyncio` and may set levels that
 nobody has set. Never touches the root logger, Gunicorn's own loggers, or anything
@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["ErrorLogHandler"]
+__all__ = ["ErrorLogHandler", "error_log_of"]
 
 _SILENT = logging.CRITICAL + 1
+
+
+def error_log_of(log: Any) -> logging.Logger:
+    """Return the logger behind the error log of `log`, of one of Gunicorn's logger classes."""
+    logger: logging.Logger | None = getattr(log, "error_log", None)
+    return logger or logging.getLogger("gunicorn.error")
 
 
 class ErrorLogHandler(logging.Handler):
@@ -35,7 +42,7 @@ class ErrorLogHandler(logging.Handler):
             logger = logging.getLogger(name)
             logger.addHandler(self)
             # Without configuration the root's WARNING counts, which would hide
-            # what Tornado says about malformed requests at INFO.
+            # Tornado's lines about malformed requests, at INFO.
             self._set_level(logger, level)
         # One line per request belongs in Gunicorn's access log, and is there.
         self._set_level(logging.getLogger("tornado.access"), _SILENT)
@@ -65,7 +72,7 @@ class ErrorLogHandler(logging.Handler):
             return
         if self._is_configured(logging.getLogger(record.name)):
             return
-        # Not through the logger: whoever instruments loggers (error trackers
+        # Not through the logger: code that instruments loggers (error trackers
         # do) has seen the record once already.
         for handler in self._error_log.handlers:
             if record.levelno >= handler.level:

@@ -1,9 +1,9 @@
 """Logs that cannot be written: a full disk, a pipe nobody reads, a directory that is gone.
 
-What `logging` does then is to print a traceback for every record, or, where a file
-cannot be opened, to raise in whoever logs: the arbiter ends of it. Here records are
+`logging` then prints a traceback for every record or, where a file cannot be opened, raises
+in the code that logs: the arbiter ends of it. Here records are
 counted instead, and told of once a minute. Changes three public methods for the whole
-process, and is the one place that does; knows nothing of what is logged.
+process; knows nothing of the events that are logged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INTERVAL_S = 60.0
 
 
 def count_log_failures() -> None:
-    """Have all log handlers of this process bear what they write to. Repeating is safe."""
+    """Have all log handlers of this process survive a failing file. Repeating is safe."""
     if logging.Handler.handleError is _handle_error:
         return
     logging.getLogger("gunicorn.error").addFilter(_statsd_failures)
@@ -47,7 +47,7 @@ def note_lost(handler: logging.Handler, error: Exception, records: int = 1) -> N
 
 
 class _Failing:
-    """What one handler has lost."""
+    """The losses of one handler."""
 
     def __init__(self, handler: logging.Handler) -> None:
         self._handler = weakref.ref(handler)
@@ -57,7 +57,7 @@ class _Failing:
         self._told = self._told_here = float("-inf")
 
     def tell(self) -> None:
-        """Say once a minute, elsewhere, what is lost."""
+        """Say once a minute, in another place, how much is lost."""
         now = time.monotonic()
         if now - self._told >= _INTERVAL_S and logging.raiseExceptions:
             self._told = now
@@ -70,11 +70,11 @@ class _Failing:
             error_log.error("%s", self._message())
         elif sys.stderr is not None and getattr(handler, "stream", None) is not sys.stderr:
             with contextlib.suppress(OSError, ValueError):
-                # Past the buffer, which would keep what cannot be written.
+                # Past the buffer, which would keep a line that cannot be written.
                 os.write(sys.stderr.fileno(), self._line(_formatter))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Before `record` is written: see whether that is possible again, and say what is missing.
+        """Before `record` is written: see whether that is possible again, and tell of the losses.
 
         A filter of the handler's, for as long as there is something to say.
         """
@@ -99,8 +99,8 @@ class _Failing:
             try:
                 if handler.stream is None and isinstance(handler, logging.FileHandler):
                     handler.stream = handler._open()
-                # First what the buffer still has, maybe the rest of a line. Then
-                # past it: what fails must not stay there, to be repeated.
+                # First the rest of the buffer, maybe half a line. Then past it: a line
+                # that fails must not stay there, to be repeated.
                 stream: Any = handler.stream
                 stream.flush()
                 line = self._line(formatter)
@@ -134,7 +134,7 @@ class _Failing:
 
 
 class _StatsdFailures:
-    """A filter for what Gunicorn logs, with a traceback, for each metric that it cannot send."""
+    """A filter for Gunicorn's lines, with tracebacks, on metrics that it cannot send."""
 
     def __init__(self) -> None:
         self._told = float("-inf")
@@ -199,7 +199,7 @@ def _reopen_files(self: Any) -> None:
 
 def _reopen(handler: logging.FileHandler) -> None:
     with contextlib.suppress(OSError, ValueError):
-        handler.close()  # which also writes what is left, if it can
+        handler.close()  # which also writes the rest, if it can
     try:
         handler.stream = handler._open()
     except OSError as error:

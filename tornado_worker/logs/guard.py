@@ -17,7 +17,7 @@ __all__ = ["guarded"]
 
 
 def guarded(log: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    """Call `log`, a logger's method; print what it raises, on standard error.
+    """Call `log`, a logger's method; print its exception, if any, on standard error.
 
     For places where an answer, a thread or a timer would be lost by it.
     """

@@ -1,5 +1,5 @@
-"""Changes to Tornado and Gunicorn that hold for the whole process, each named once.
+"""Changes to Tornado and Gunicorn that hold for the whole process: `apply.py` lists them.
 
-May know Tornado's and Gunicorn's classes, and how fields are stored
-(`connection.fields`). Never a worker, a server or a request.
+May know Tornado's and Gunicorn's classes, how fields are stored (`connection.fields`), and
+`loading`'s import of an application. Never a worker, a server or a request.
 """

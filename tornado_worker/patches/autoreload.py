@@ -22,7 +22,7 @@ def replace_autoreload() -> None:
 
 
 def explain_autoreload(cfg: Any, log: Any) -> None:
-    """Say once in the error log what became of a request for autoreload."""
+    """Say once in the error log how a request for autoreload was met."""
     global _requested
     if _requested:
         _requested = False

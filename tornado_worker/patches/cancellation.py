@@ -1,7 +1,7 @@
-"""What the client of a cancelled or failed Tornado handler gets: no half for a whole.
+"""The answer of a cancelled or failed Tornado handler: half of one never looks whole.
 
 Replaces a method of Tornado's RequestHandler, two of an old one, in the worker only.
-Knows nothing of who cancels, which is the application or the end of its worker.
+Handlers are cancelled by the application or by the end of its worker; it knows neither.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def answer_cancellation() -> None:
         elif self._headers_written and not self._finished:
             connection: Any = self.request.connection
             if getattr(connection, "ends_with_finish", False):
-                connection.close()  # what Tornado does now, reaches nobody
+                connection.close()  # after this, Tornado's own end of it reaches nobody
         original(self, status_code, **kwargs)
 
     RequestHandler.send_error = send_error  # type: ignore[method-assign]
@@ -55,12 +55,12 @@ def _catch_cancellation() -> None:
         except asyncio.CancelledError as error:
             prepared: Any = self._prepared_future
             if prepared is not None and not prepared.done():
-                prepared.set_result(None)  # who sends the body waits for it
+                prepared.set_result(None)  # the body's sender waits for it
             try:
                 if _is_cancelled():
                     if not self._finished:
                         self.send_error(500)
-                else:  # what it awaited was: that is an error
+                else:  # not the handler, but a task that it awaited: that is an error
                     self.log_exception(*sys.exc_info())
                     if not self._finished:
                         self.send_error(500, exc_info=(type(error), error, error.__traceback__))
@@ -72,7 +72,7 @@ def _catch_cancellation() -> None:
 
 
 def _is_cancelled(exc_info: Any = None, **kwargs: Any) -> bool:
-    """Tell whether what send_error() got comes of a cancelled task or future."""
+    """Tell whether the arguments of send_error() come of a cancelled task or future."""
     if exc_info is not None:
         return isinstance(exc_info[1], asyncio.CancelledError)
     try:

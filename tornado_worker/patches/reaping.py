@@ -42,7 +42,7 @@ def tell_boot_failures_from_exits(worker_class: Any) -> None:
                 self.log.error(
                     "Worker (pid:%s) had booted: its status does not stop Gunicorn", worker.pid
                 )
-                # What the arbiter was about to do, and then it reaps the next one.
+                # The arbiter was about to do this, and to reap the next one then.
                 worker.tmp.close()
                 self.cfg.child_exit(self, worker)
 

@@ -1,4 +1,4 @@
-"""What Tornado's handlers do for every request, for less: once a second, or not at all.
+"""Work of Tornado's handlers for every request, done once a second or not at all.
 
 May know the functions of Tornado that it replaces, in the process of a worker
 only, and how a Date is written; nothing else of this package.
@@ -36,7 +36,7 @@ def log_request(self: tornado.web.Application, handler: tornado.web.RequestHandl
 def take_shortcuts() -> None:
     """Let Tornado's handlers have their Date from `http_date`, and compose no lines for no log.
 
-    What an application has replaced before stays. Repeating is safe.
+    A function that an application has replaced before stays. Repeating is safe.
     """
     if httputil.format_timestamp is _tornado_format_timestamp:
         httputil.format_timestamp = format_timestamp

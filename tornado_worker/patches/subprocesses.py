@@ -18,7 +18,7 @@ __all__ = ["watch_subprocesses"]
 
 
 def watch_subprocesses() -> None:
-    """Replace what needs SIGCHLD in `Subprocess`, in this process. Repeating is safe."""
+    """Replace the methods of `Subprocess` that need SIGCHLD. Repeating is safe."""
     Subprocess.set_exit_callback = set_exit_callback  # type: ignore[method-assign]
     Subprocess.initialize = classmethod(_do_nothing)  # type: ignore[method-assign,assignment]
     Subprocess.uninitialize = classmethod(_do_nothing)  # type: ignore[method-assign,assignment]

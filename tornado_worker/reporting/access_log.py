@@ -1,17 +1,15 @@
-"""Every exchange, as it ends, to Gunicorn's access log, metrics and hooks.
+"""Every exchange, as it ends, to Gunicorn's access log and metrics.
 
-`AccessLog` is the server's observer. It may know Gunicorn's logger interface and
-what a server tells of an exchange; never the loop, sockets or the application.
+`AccessLog` is an observer. It may know Gunicorn's logger interface and
+a server's events about an exchange; never the loop, sockets or the application.
 
-What one gets to see:
+The reader of a log sees:
 
-- One line per exchange when it ends, refused ones included; `-` for what is not
-  known of them. A client that left before the answer began: status 499.
+- One line per exchange when it ends, refused ones included, with `-` for values that are not
+  known. A client that left before the answer began: status 499.
 - A WebSocket: a line with 101 when it opens and one when it ends, whose duration is
   that of the WebSocket and whose length is that of the messages sent; what the
   format has no place for is added at its end.
-- `pre_request` and `post_request` once for each request that the application
-  hears of; for a WebSocket both when it opens.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ from tornado_worker.logs.failures import note_lost
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.atoms import Atoms
 from tornado_worker.reporting.hook_views import Exchange, Request, Response
+from tornado_worker.reporting.request_hooks import CLIENT_CLOSED_REQUEST, RequestHooks
 from tornado_worker.reporting.traffic import ByteCounter, FrameCounter, ObservedStream
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
 
-__all__ = ["AccessLog", "make_observer"]
+__all__ = ["AccessLog", "make_observers"]
 
-CLIENT_CLOSED_REQUEST = 499
 # Section 7.1.5 of RFC 6455: the connection was lost without a close frame.
 _ABNORMAL_CLOSURE = 1006
 _REQUEST_LINE = re.compile(rb"\s*([!-~]{1,20}) ([!-~]+)(?: (HTTP/\d\.\d))?")
@@ -50,30 +48,29 @@ _CLOSED_SUFFIX = (
 )
 
 
-def make_observer(worker: Any) -> AccessLog | None:
-    """Return what the server of `worker` has to tell of exchanges; None: nobody listens."""
-    observer = AccessLog(worker)
-    return observer if observer.wanted else None
+def make_observers(worker: Any) -> list[object]:
+    """Return the observers that Gunicorn's configuration asks for; maybe none."""
+    access_log = AccessLog(worker)
+    hooks = RequestHooks(worker, access_log._environ)
+    observers: list[object] = [access_log] if access_log.wanted else []
+    if hooks.wanted:
+        observers.append(hooks)
+    return observers
 
 
 class AccessLog:
-    """Tells Gunicorn's logger and hooks what happened. For the loop's thread."""
+    """Tells Gunicorn's logger what happened. For the loop's thread."""
 
     def __init__(self, worker: Any) -> None:
-        self._worker = worker
         cfg, log = worker.cfg, worker.log
-        self._cfg = cfg
         self._log = log
-        self._pre_request = _pre_request_hook(cfg, log)
-        self._post_request = _hook(cfg, "post_request")
         logger_class = type(log)
         enabled = bool(getattr(log, "access_log_enabled", True))
         self._standard = _is_standard(logger_class)
         self._logs = enabled or getattr(logger_class, "access", None) is not Logger.access
-        # Whether anybody looks into an environ that no application made.
-        self._needs_environ = self._post_request is not None or (
-            self._logs and not self._standard and (enabled or logger_class is not Statsd)
-        )
+        # Whether anybody looks into an environ that no application made: Gunicorn's class for
+        # statsd does not, unless there is an access log.
+        self._needs_environ = enabled or logger_class is not Statsd
         self._format: str = cfg.access_log_format
         self._closed_format = self._format
         # Behind JSON nothing may follow.
@@ -83,55 +80,42 @@ class AccessLog:
             threads=cfg.threads,
             workers=cfg.workers,
             root_path=cfg.root_path,
-            # The server's policy has dropped what the peer may not say.
+            # The server's policy has dropped the fields that the peer may not send.
             drop_underscores=False,
             errors=ErrorStream(cfg),
         )
-        self.stream_class: type[TransportStream] = ObservedStream if self._logs else TransportStream
+        self.stream_class = ObservedStream
 
     @property
     def wanted(self) -> bool:
-        return self._logs or self._pre_request is not None or self._post_request is not None
+        return self._logs
 
     # ExchangeObserver
 
-    def exchange_started(self, exchange: RequestConnection) -> None:
-        if self._pre_request is None:
-            return
-        exchange.observed = request = Request(exchange)
-        try:
-            self._pre_request(self._worker, request)
-            request.take_changes()
-        except Exception:
-            # Broad: it is the user's code, and must not break the request.
-            guarded(self._log.exception, "Exception in pre_request hook")
-
     def exchange_finished(self, exchange: RequestConnection) -> None:
-        self._tell(exchange, exchange.status or CLIENT_CLOSED_REQUEST)
+        status = exchange.status or CLIENT_CLOSED_REQUEST
+        self._write(exchange, status, _seconds_since(exchange.started))
 
     def exchange_failed(
         self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
         if exchange is not None:
-            self._tell(exchange, exchange.status)
-        elif self._logs:
+            self._write(exchange, exchange.status, _seconds_since(exchange.started))
+        else:
             refused = _Refused(conn, status, data)
             self._write(refused, status, _seconds_since(refused.started))
 
     def exchange_detached(
         self, exchange: RequestConnection, stream: TransportStream, data: bytes
     ) -> None:
-        if self._logs:
-            assert isinstance(stream, ObservedStream)
-            stream.observe(exchange)
-        if not exchange.write_finished and self._post_request is not None:
-            self._call_post_request(exchange, exchange.status or 200)
+        assert isinstance(stream, ObservedStream)
+        stream.observe(exchange)
 
     def stream_closed(self, stream: TransportStream) -> None:
-        exchange = getattr(stream, "exchange", None)
+        assert isinstance(stream, ObservedStream)
+        exchange = stream.exchange
         if exchange is None:
             return
-        assert isinstance(stream, ObservedStream)
         seconds = _seconds_since(exchange.started)
         incoming, outgoing = stream.incoming, stream.outgoing
         exchange.body_sent = outgoing.payload
@@ -150,24 +134,8 @@ class AccessLog:
 
     # Inside
 
-    def _tell(self, exchange: RequestConnection, status: int) -> None:
-        if self._logs:
-            self._write(exchange, status, _seconds_since(exchange.started))
-        if self._post_request is not None:
-            self._call_post_request(exchange, status)
-
-    def _call_post_request(self, exchange: RequestConnection, status: int) -> None:
-        assert self._post_request is not None
-        request = getattr(exchange, "observed", None) or Request(exchange)
-        response = Response(exchange, status, exchange.body_sent)
-        try:
-            self._post_request(self._worker, request, self._environ(exchange), response)
-        except Exception:
-            # Broad: as for pre_request.
-            guarded(self._log.exception, "Exception in post_request hook")
-
     def _environ(self, exchange: Exchange) -> dict[str, Any]:
-        """Return the application's environ, or one like it for who has none."""
+        """Return the application's environ, or one like it if there is none."""
         if exchange.environ is not None:
             return exchange.environ
         context = exchange.context
@@ -199,7 +167,7 @@ class AccessLog:
     ) -> None:
         try:
             if self._standard:
-                # What Logger.access does, without atoms that the format does not
+                # As Logger.access does, without atoms that the format does not
                 # use: 12 instead of 45 us.
                 log = self._log.access_log
                 if not log.isEnabledFor(logging.INFO):
@@ -278,22 +246,8 @@ def _is_standard(logger_class: type) -> bool:
     )
 
 
-def _hook(cfg: Any, name: str) -> Any:
-    """Return a hook that the user set; None for Gunicorn's default, which does nothing."""
-    hook = getattr(cfg, name)
-    return None if hook is cfg.settings[name].default else hook
-
-
-def _pre_request_hook(cfg: Any, log: Any) -> Any:
-    # The default logs a line with log.debug(), which logger classes may override.
-    standard = isinstance(log, Logger) and type(log).debug in (Logger.debug, Statsd.debug)
-    if standard and not log.error_log.isEnabledFor(logging.DEBUG):
-        return _hook(cfg, "pre_request")
-    return cfg.pre_request
-
-
 class _Refused:
-    """What is known of a message that never became an exchange."""
+    """The little that is known of a message that never became an exchange."""
 
     environ: dict[str, Any] | None = None
     response_headers: httputil.HTTPHeaders | None = None

@@ -41,7 +41,7 @@ def _escape(value: str) -> str:
     return value
 
 
-# What Gunicorn takes from an environ, which the application may have changed.
+# Atoms that Gunicorn takes from an environ, which the application may have changed.
 _FROM_ENVIRON = {
     "h": ("REMOTE_ADDR",),
     "r": ("REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL"),
@@ -184,7 +184,7 @@ def _path(exchange: Exchange, atoms: Atoms) -> Any:
     return unquote_to_wsgi_str(path) if "%" in path else path
 
 
-# What Gunicorn's Logger.atoms says, one by one, beside what is always made.
+# The atoms of Gunicorn's Logger.atoms, each with its function.
 _ATOMS: dict[str, Callable[[Exchange, Atoms], Any]] = {
     "u": _user,
     "m": lambda exchange, atoms: exchange.start_line[0],

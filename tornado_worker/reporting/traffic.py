@@ -1,4 +1,4 @@
-"""Watch what goes through a detached stream: a WebSocket's messages, a tunnel's bytes.
+"""Counts the traffic of a detached stream: a WebSocket's messages, a tunnel's bytes.
 
 Reads frame headers (RFC 6455 section 5.2) where they pass by, because Tornado has
 no public place that knows a WebSocket's traffic and how it ended. Changes nothing
@@ -22,19 +22,19 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})")
 # counted all the same: enough for a last message and a close frame, few enough that
 # thousands of tiny frames hold nobody up.
 _UNTAKEN_MAX = 16 * 1024
-# What was taken is counted in groups of so many reads, or bytes.
+# Bytes that were taken are counted in groups of so many reads, or bytes.
 _GROUP_READS = 64
 _GROUP_MAX = 4096
 
 _CLOSE = 8
 # Of a control frame (section 5.5).
 _PAYLOAD_MAX = 125
-# Section 7.4.1: what stands for a close frame without a code.
+# Section 7.4.1: the code that stands for a close frame without one.
 _NO_STATUS = 1005
 
 
 class FrameCounter:
-    """Sums up what one end of a WebSocket sends.
+    """Sums up the frames that one end of a WebSocket sends.
 
     `payload`: bytes of text and binary messages as they travel, compressed if they
     are. `close_code`: that of the close frame, None without one.
@@ -93,7 +93,7 @@ class FrameCounter:
 
 
 class ByteCounter:
-    """Counts what goes one way through a tunnel."""
+    """Counts the bytes that go one way through a tunnel."""
 
     close_code = None
 
@@ -108,9 +108,9 @@ class ByteCounter:
 
 
 class ObservedStream(TransportStream):
-    """A stream that counts what goes through it, for a line when it closes.
+    """A stream that counts its traffic, for a line when it closes.
 
-    What comes in is counted as the application takes it: then the work for a flood of
+    Input is counted as the application takes it: then the work for a flood of
     tiny frames is bounded for each turn of the loop as the application's own is.
     """
 
@@ -135,7 +135,7 @@ class ObservedStream(TransportStream):
                 self._count_taken()
         return data
 
-    # Of what is read into a buffer of the application's, nothing is consumed.
+    # `_consume` is not called for a read into the application's own buffer.
 
     def read_into(self, buf: bytearray, partial: bool = False) -> Any:
         if self.exchange is not None:

@@ -29,7 +29,7 @@ from tornado_worker.connection.peer import ConnectionContext, PeerPolicy
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.connection import ServerConnection
-from tornado_worker.http1.reader import ReaderOptions, Rules
+from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions, Rules
 from tornado_worker.logs.counted_line import CountedLine
 from tornado_worker.logs.guard import guarded
 from tornado_worker.server.acceptor import Acceptor, LoadShare
@@ -88,20 +88,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         max_buffer_size: int | None = None,
         trusted_downstream: list[str] | None = None,
         *,
-        http_parser: str = "auto",
-        limit_request_line: int | None = None,
-        limit_request_fields: int = 100,
-        limit_request_field_size: int | None = None,
-        permit_unconventional_http_method: bool = False,
-        permit_unconventional_http_version: bool = False,
-        permit_obsolete_folding: bool = False,
-        strip_header_spaces: bool = False,
-        casefold_http_method: bool = False,
         header_timeout: float | None = 60.0,
         keepalive_timeout: float | None = None,
         stall_timeout: float = 60.0,
         max_connections: int | None = None,
         policy: PeerPolicy | None = None,
+        **reader_options: Any,
     ) -> None:
         super().initialize(
             request_callback,
@@ -119,23 +111,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             trusted_downstream=trusted_downstream,
         )
         size = self.conn_params.max_header_size
-        self.rules = Rules(
-            ReaderOptions(
-                http_parser=http_parser,
-                limit_request_line=size if limit_request_line is None else limit_request_line,
-                limit_request_fields=limit_request_fields,
-                limit_request_field_size=(
-                    size if limit_request_field_size is None else limit_request_field_size
-                ),
-                permit_unconventional_http_method=permit_unconventional_http_method,
-                permit_unconventional_http_version=permit_unconventional_http_version,
-                permit_obsolete_folding=permit_obsolete_folding,
-                strip_header_spaces=strip_header_spaces,
-                casefold_http_method=casefold_http_method,
-                max_header_size=size,
-                special_names=frozenset() if policy is None else policy.special_names,
-            )
-        )
+        self.rules = Rules(_reader_options(size, policy, reader_options))
         self.policy = policy
         self._connection_class = (
             ServerConnection
@@ -434,3 +410,27 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             aborted += 1
             stream.close()
         return refused, aborted
+
+
+def _reader_options(
+    max_header_size: int, policy: PeerPolicy | None, given: dict[str, Any]
+) -> ReaderOptions:
+    """Return what a server's reader enforces, by the arguments `given`.
+
+    Raises TypeError for a name that no option has.
+    """
+    for name in given:
+        if name not in READER_SETTINGS:
+            raise TypeError(
+                f"unexpected argument {name!r} of HTTPServer: expected one of Tornado's, of its"
+                f" own, or {', '.join(READER_SETTINGS)}"
+            )
+    # A line may fill the head, unless something else is said.
+    for name in ("limit_request_line", "limit_request_field_size"):
+        if given.get(name) is None:
+            given[name] = max_header_size
+    return ReaderOptions(
+        **given,
+        max_header_size=max_header_size,
+        special_names=frozenset() if policy is None else policy.special_names,
+    )
