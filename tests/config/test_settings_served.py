@@ -28,7 +28,8 @@ from pathlib import Path
 import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 Start = Callable[..., GunicornProcess]
 
@@ -244,7 +245,7 @@ def test_proc_name_names_the_process(gunicorn: Start) -> None:
     pytest.importorskip("setproctitle")
     server = gunicorn(APP, config="proc_name = 'mine'")
     [pid] = server.wait_workers(1)
-    wait_until(
+    eventually(
         lambda: b"gunicorn: worker [mine]" in Path(f"/proc/{pid}/cmdline").read_bytes(),
         what="the worker's title",
     )
@@ -257,7 +258,7 @@ def test_captured_output_is_in_the_error_log(gunicorn: Start) -> None:
         wait=False,
     )
     path = server.directory / "error.log"
-    wait_until(
+    eventually(
         lambda: path.exists() and "printed while loading" in path.read_text(), what="the output"
     )
 
@@ -309,7 +310,7 @@ def test_reuse_port_serves_its_accept_queue_before_it_leaves(
             return server.connect(address=address)
         return None
 
-    wait_until(lambda: (sock := connect()) is not None and sock.close() is None)  # it listens
+    eventually(lambda: (sock := connect()) is not None and sock.close() is None)  # it listens
     blocker = server.connect(address=address)
     blocker.sendall(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
     server.wait_log("blocked")
@@ -452,4 +453,4 @@ def test_reload_restarts_workers_when_an_extra_file_changes(gunicorn: Start) -> 
         os.utime(path, (changed, changed))
         return server.request("/hello").text != before
 
-    wait_until(restarted, what="another worker")
+    eventually(restarted, what="another worker")

@@ -22,8 +22,9 @@ import pytest
 from tornado import httputil, web, websocket
 
 import tornado_worker
-from helpers.gunicorn_process import GunicornProcess, wait_until
-from helpers.server_thread import Messages, Serve, ServerThread, eventually
+from helpers.gunicorn_process import GunicornProcess
+from helpers.server_thread import Messages, Serve, ServerThread
+from helpers.waiting import eventually
 from tornado_worker import WSGIContainer
 from tornado_worker.connection.isolation import IsolatedLoop, IsolatedTransport
 
@@ -773,7 +774,7 @@ app.add_handlers(".*", [("/wsgi", tornado_worker.WSGIContainer(wsgi))])
                 while not head.endswith(b"\r\n\r\n"):
                     head += sock.recv(1)
                 assert b"".join(sock.recv(1) for _ in range(4)) == user.encode()
-    wait_until(lambda: process.count_log(r"u=..: ") == 6)
+    eventually(lambda: process.count_log(r"u=..: ") == 6)
     for user in ("u=1a", "u=2b", "u=3c"):
         after = user[2:] if path == "/" else user + "+"
         assert process.count_log(rf"{user}: nobody, {re.escape(after)}$") == 2

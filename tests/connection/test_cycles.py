@@ -18,7 +18,8 @@ import pytest
 from tornado import web, websocket
 
 from conftest import TLSFiles
-from helpers.server_thread import Client, Messages, Serve, ServerThread, eventually
+from helpers.server_thread import Client, Messages, Serve, ServerThread
+from helpers.waiting import eventually
 from tornado_worker import WSGIContainer
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from helpers.gunicorn_process import GunicornProcess
-from helpers.server_thread import DEADLINE_S, Client, Message, Messages, Serve, eventually
+from helpers.server_thread import Client, Message, Messages, Serve
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.chunks import CHUNKS_MAX
 

@@ -25,7 +25,8 @@ from helpers.demo_process import (
     run_redis,
     start_chat,
 )
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -1029,7 +1030,7 @@ def test_every_way_to_listen_comes_back_soon(
         if restart == "HUP":
             old = set(server.worker_pids())
             server.signal(signal.SIGHUP)
-            wait_until(
+            eventually(
                 lambda: len(server.worker_pids()) == 3 and not old & set(server.worker_pids())
             )
             assert server.request("/health").status == 200

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from helpers.server_thread import DEADLINE_S, Messages, Serve
+from helpers.server_thread import Messages, Serve
+from helpers.waiting import DEADLINE_S
 from tornado_worker.connection.stream import TransportStream
 
 __all__ = ["GET", "KERNEL", "Detached"]

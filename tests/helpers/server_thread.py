@@ -11,14 +11,12 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import os
 import re
 import select
 import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +24,7 @@ import pytest
 from tornado import httputil
 from tornado.netutil import bind_sockets
 
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker import HTTPServer
 
 try:
@@ -34,7 +33,6 @@ except ImportError:
     uvloop = None
 
 __all__ = [
-    "DEADLINE_S",
     "LOOPS",
     "Client",
     "EchoMessage",
@@ -45,25 +43,11 @@ __all__ = [
     "ScriptedMessage",
     "Serve",
     "ServerThread",
-    "eventually",
     "loop_name",
     "serve",
 ]
 
-# Long enough for a machine that does many other things at once; no test that
-# passes waits for it.
-DEADLINE_S = float(os.environ.get("ASYNC_TEST_TIMEOUT", "20"))
-
 LOOPS = ["asyncio"] if uvloop is None else ["asyncio", "uvloop"]
-
-
-def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Return when `condition()` is true; fail at the deadline. For what sends no event."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not become true within {DEADLINE_S:g} s")
-        time.sleep(0.002)
 
 
 # -- logs ----------------------------------------------------------------------

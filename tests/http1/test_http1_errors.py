@@ -18,7 +18,8 @@ from tornado.iostream import StreamClosedError
 
 from conftest import TLSFiles
 from helpers.raw_response import ERROR, raw
-from helpers.server_thread import Client, Message, Messages, Serve, ServerThread, eventually
+from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.waiting import eventually
 from tornado_worker.connection.flow import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -16,16 +16,8 @@ import pytest
 from tornado import httputil, web
 
 from conftest import TLSFiles
-from helpers.server_thread import (
-    DEADLINE_S,
-    Client,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-    uvloop,
-)
+from helpers.server_thread import Client, Message, Messages, Serve, ServerThread, uvloop
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.flow import PIECE_MAX
 
 KERNEL = 32 * 1024

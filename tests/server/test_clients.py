@@ -25,7 +25,8 @@ from tornado.iostream import StreamClosedError
 
 from conftest import TLSFiles
 from helpers.demo_process import CHROMIUM_ARGUMENTS, need_module, need_program
-from helpers.server_thread import DEADLINE_S, Serve, ServerThread, eventually
+from helpers.server_thread import Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 
 BODY = bytes(range(256)) * 4096  # 1 MB
 

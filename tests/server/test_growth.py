@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 from conftest import TLSFiles
-from helpers.server_thread import DEADLINE_S, LOOPS
+from helpers.server_thread import LOOPS
+from helpers.waiting import DEADLINE_S
 
 FULL = os.environ.get("GROWTH") == "full"
 if FULL:

@@ -20,7 +20,8 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 
 import tornado_worker
 from conftest import TLSFiles
-from helpers.server_thread import DEADLINE_S, Client, Messages, Serve, ServerThread, eventually
+from helpers.server_thread import Client, Messages, Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.server import acceptor, server
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

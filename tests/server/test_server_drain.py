@@ -9,14 +9,8 @@ import pytest
 from tornado import httputil, web
 
 from conftest import TLSFiles
-from helpers.server_thread import (
-    DEADLINE_S,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-)
+from helpers.server_thread import Message, Messages, Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.server import server
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

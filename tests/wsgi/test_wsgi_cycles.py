@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
+from helpers.waiting import eventually
+from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, request, serve_wsgi
 from tornado_worker.wsgi.body import MEMORY_MAX
 
 __all__ = ["serve_wsgi"]

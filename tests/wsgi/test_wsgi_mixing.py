@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 requests = pytest.importorskip("requests")
 pytest.importorskip("flask")
@@ -146,7 +147,7 @@ def test_a_view_that_outlasts_the_deadline_is_named(
     )
     sock = socket.create_connection(("127.0.0.1", process.port), timeout=30)
     sock.sendall(b"GET /report?seconds=60 HTTP/1.1\r\nHost: test\r\n\r\n")
-    wait_until(lambda: b"Hello" in requests.get(process.url, timeout=30).content)
+    eventually(lambda: b"Hello" in requests.get(process.url, timeout=30).content)
     process.signal(signal.SIGTERM)
     process.wait_log(r"a view still runs: GET /report\?seconds=60 \(\d+\.\d s\)")
     process.wait_exit()
