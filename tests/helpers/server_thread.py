@@ -78,15 +78,25 @@ class Logs(logging.Filter):
             eventually(lambda: len(self.lines) >= len(patterns))
         lines, self.lines = self.lines, []
         matched = len(lines) == len(patterns) and all(
-            re.fullmatch(pattern[3:], line, re.DOTALL)
-            if pattern.startswith("re:")
-            else line == pattern
-            for pattern, line in zip(patterns, lines, strict=True)
+            _is_like(pattern, line) for pattern, line in zip(patterns, lines, strict=True)
         )
         if not matched:
             expected = "\n  ".join(patterns) or "(nothing)"
             raise AssertionError(
                 f"expected log lines:\n  {expected}\ngot:\n  " + "\n  ".join(lines)
+            )
+
+    def expect_only(self, *patterns: str) -> None:
+        """Fail on a line that is like none of these, and forget all lines.
+
+        For what may be said any number of times, or not at all. Waits for nothing.
+        """
+        lines, self.lines = self.lines, []
+        others = [line for line in lines if not any(_is_like(p, line) for p in patterns)]
+        if others:
+            allowed = "\n  ".join(patterns) or "(nothing)"
+            raise AssertionError(
+                f"expected only log lines like:\n  {allowed}\ngot:\n  " + "\n  ".join(others)
             )
 
     @contextlib.contextmanager
@@ -102,6 +112,12 @@ class Logs(logging.Filter):
             for logger, level in zip(loggers, levels, strict=True):
                 logger.removeFilter(self)
                 logger.setLevel(level)
+
+
+def _is_like(pattern: str, line: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], line, re.DOTALL) is not None
+    return line == pattern
 
 
 # -- clients -------------------------------------------------------------------
