@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -183,7 +183,7 @@ def test_nothing_is_lost_while_workers_come_and_go(gunicorn):
         masters, load = Masters(server), Load(server.port)
         load.start()
         end = time.monotonic() + CHAOS_S
-        steps: list[Callable] = [
+        steps: list[Callable[[], Awaitable[None]]] = [
             masters.reload,
             masters.more_and_less,
             masters.upgrade_with_quit,

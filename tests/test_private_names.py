@@ -133,7 +133,7 @@ def _private_names_of_others() -> Iterator[tuple[str, str]]:
 
     for path, tree in TREES.items():
         of_module = set().union(*(members(definition.name) for definition in _classes(tree)))
-        of_self = {
+        of_self: dict[ast.AST, set[str]] = {
             node: members(definition.name)
             for definition in _classes(tree)
             for node in ast.walk(definition)
@@ -149,8 +149,10 @@ def _private_names_of_others() -> Iterator[tuple[str, str]]:
                     names = {alias.name for alias in aliases}
                 case _:
                     continue
-            for name in filter(_is_private, names - of_self.get(node, of_module)):
-                yield name, f"{path.relative_to(ROOT)}:{node.lineno}"
+            own_names = of_self.get(node, of_module)
+            for name in names - own_names:
+                if _is_private(name):
+                    yield name, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def _overridden_names() -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gunicorn.config import KNOWN_SETTINGS
@@ -126,12 +127,12 @@ APP = """
 """
 
 
-def info(server: GunicornProcess, **kwargs: object) -> dict[str, object]:
-    result: dict[str, object] = json.loads(server.request("/info", **kwargs).body)  # type: ignore[arg-type]
+def info(server: GunicornProcess, **kwargs: Any) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(server.request("/info", **kwargs).body)
     return result
 
 
-def wsgi(server: GunicornProcess, path: str, body: bytes | None = None) -> dict[str, object]:
+def wsgi(server: GunicornProcess, path: str, body: bytes | None = None) -> dict[str, Any]:
     import json
 
     response = server.request(path, "GET" if body is None else "POST", body)
@@ -171,8 +172,8 @@ def test_process_is_as_the_settings_say(gunicorn: Start, tmp_path: Path) -> None
     assert about["cwd"] == str(here)
     assert about["mine"] == "yours=ours"
     assert about["backlog"] == 77
-    assert about["loop"].startswith("asyncio")  # type: ignore[attr-defined]
-    assert [link for link in about["fds"] if link.startswith(str(beats))]  # type: ignore[attr-defined]
+    assert about["loop"].startswith("asyncio")
+    assert [link for link in about["fds"] if link.startswith(str(beats))]
     assert int((tmp_path / "pid").read_text()) == server.pid
 
     assert wsgi(server, "/mounted/x") == {

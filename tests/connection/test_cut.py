@@ -58,7 +58,7 @@ def options(request: pytest.FixtureRequest, tls: TLSFiles) -> dict[str, Any]:
 def connect(server: ServerThread) -> Client:
     client = server.connect()
     if isinstance(client.sock, ssl.SSLSocket):
-        client.sock.suppress_ragged_eofs = False
+        client.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
     return client
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -72,7 +72,7 @@ def flood(server: GunicornProcess, first: bytes, piece: bytes) -> Iterator[list[
                 selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, [0])
             while not stop.is_set():
                 for key, _ in selector.select(0.1):
-                    sock: Any = key.fileobj
+                    sock = cast(socket.socket, key.fileobj)
                     with contextlib.suppress(BlockingIOError):
                         if not sock.recv(1 << 18):
                             selector.unregister(sock)

@@ -23,8 +23,8 @@ class Detached:
         streams: queue.Queue[TransportStream] = queue.Queue()
         self.logs = serve.logs
         self.server = serve(Messages(on_headers=lambda m: streams.put(m.conn.detach())), **options)
-        buffer = {"kernel_buffer": KERNEL} if "kernel_buffer" in options else {}
-        self.client = self.server.connect(**buffer)
+        buffer = KERNEL if "kernel_buffer" in options else None
+        self.client = self.server.connect(kernel_buffer=buffer)
         self.client.send(request)
         self.stream = streams.get(timeout=DEADLINE_S)
 

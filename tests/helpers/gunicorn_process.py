@@ -293,11 +293,11 @@ class GunicornProcess:
                 raise self.error(f"expected {count} workers within {timeout:g} s; got {pids}")
             time.sleep(0.02)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Signal the master."""
         self._started().send_signal(number)
 
-    def signal_worker(self, pid: int, number: signal.Signals) -> None:
+    def signal_worker(self, pid: int, number: int) -> None:
         """Signal a worker, which must be one of this Gunicorn."""
         if os.getpgid(pid) != self.pid:
             raise ValueError(f"pid {pid} is not part of this gunicorn")

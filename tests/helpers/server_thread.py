@@ -27,6 +27,7 @@ from tornado.netutil import bind_sockets
 from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker import HTTPServer
 
+uvloop: Any
 try:
     import uvloop
 except ImportError:
@@ -146,7 +147,7 @@ class Client:
 
     # Sending
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         self.sock.sendall(data)
 
     def send_slowly(self, data: bytes) -> None:
@@ -375,10 +376,10 @@ class ScriptedMessage(Message):
         self,
         request_conn: Any,
         *,
-        on_headers: Callable[[Self], Any] | None = None,
-        on_data: Callable[[Self, bytes], Any] | None = None,
-        on_finish: Callable[[Self], Any] | None = None,
-        on_close: Callable[[Self], Any] | None = None,
+        on_headers: Callable[[Any], Any] | None = None,
+        on_data: Callable[[Any, bytes], Any] | None = None,
+        on_finish: Callable[[Any], Any] | None = None,
+        on_close: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(request_conn)
         self._on_headers = on_headers

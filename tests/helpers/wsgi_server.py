@@ -21,6 +21,7 @@ from helpers.server_thread import Client, Logs, ServerThread
 from helpers.waiting import eventually
 from tornado_worker import HTTPServer, WSGIContainer
 
+uvloop: Any
 try:
     import uvloop
 except ImportError:

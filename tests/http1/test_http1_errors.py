@@ -115,7 +115,9 @@ def test_failing_after_the_answer_gets_no_second_one(serve: Serve, feed: Any, st
 
 @pytest.mark.parametrize("how", ["close", "detach"])
 def test_an_exchange_that_is_over_leaves_the_next_one_alone(serve: Serve, how: str) -> None:
-    app = Messages(on_finish=lambda m: m.respond(b"first") if len(app.messages) == 1 else None)
+    app: Messages = Messages(
+        on_finish=lambda m: m.respond(b"first") if len(app.messages) == 1 else None
+    )
     server = serve(app)
     client = server.connect()
     client.send(GET)

@@ -151,7 +151,9 @@ def test_worker_int_and_worker_abort_run_in_the_worker(gunicorn: Start) -> None:
 # -- requests ------------------------------------------------------------------
 
 
-def test_header_that_a_hook_may_not_set_costs_no_other(gunicorn):
+def test_header_that_a_hook_may_not_set_costs_no_other(
+    gunicorn: Callable[..., GunicornProcess],
+) -> None:
     config = """
         def pre_request(worker, req):
             req.headers.insert(0, ("X-START", 1.5))

@@ -375,7 +375,7 @@ def test_the_cache_of_names_is_bounded(serve_wsgi: ServeWSGI) -> None:
     server = serve_wsgi(app)
     client = server.connect()
     for i in range(0, 1500, 50):
-        fields = {f"X-{n}": str(n) for n in range(i, i + 50)}
+        fields: dict[str, Any] = {f"X-{n}": str(n) for n in range(i, i + 50)}
         client.send(request(f"/?HTTP_X_{i}", **fields))
         assert client.response().body == str(i).encode()
     assert len(server.container.environs._keys) <= 1000

@@ -1011,6 +1011,8 @@ def test_an_exception_that_is_its_own_cause_is_logged(serve_wsgi: ServeWSGI) -> 
 
 def test_writing_in_close_is_an_error_and_harms_nothing(serve_wsgi: ServeWSGI) -> None:
     class Body(list[bytes]):
+        write: Callable[[bytes], None]
+
         def close(self) -> None:
             self.write(b"x" * 1_000_000)
 

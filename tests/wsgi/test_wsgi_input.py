@@ -338,7 +338,8 @@ def test_100_continue_is_sent_at_the_first_read(serve_wsgi: ServeWSGI) -> None:
     def view(stream: Any) -> bytes:
         started.set()
         assert go.wait(20)
-        return stream.read(5)
+        data: bytes = stream.read(5)
+        return data
 
     client = serve_wsgi(app_of(view)).connect()
     for _ in range(2):

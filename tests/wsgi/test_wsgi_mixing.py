@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def process(
 
 
 @pytest.fixture
-def browser(process: GunicornProcess) -> Iterator[requests.Session]:
+def browser(process: GunicornProcess) -> Iterator[Any]:
     with requests.Session() as session:
         session.trust_env = False
         yield session
@@ -65,7 +66,7 @@ class Poll:
         return text
 
 
-def wait_for_polls(process: GunicornProcess, browser: requests.Session) -> None:
+def wait_for_polls(process: GunicornProcess, browser: Any) -> None:
     """Return when polls that were sent before must have arrived."""
     # What was connected before is accepted before, on one loop.
     for _ in range(3):
@@ -75,7 +76,7 @@ def wait_for_polls(process: GunicornProcess, browser: requests.Session) -> None:
 
 
 def test_a_slow_view_runs_while_hundreds_of_polls_wait_and_are_answered(
-    process: GunicornProcess, browser: requests.Session
+    process: GunicornProcess, browser: Any
 ) -> None:
     seconds = 4
     ended = threading.Event()
@@ -102,9 +103,7 @@ def test_a_slow_view_runs_while_hundreds_of_polls_wait_and_are_answered(
     assert reports == ["all is well"] * 3
 
 
-def test_the_websocket_knows_the_sites_session(
-    process: GunicornProcess, browser: requests.Session
-) -> None:
+def test_the_websocket_knows_the_sites_session(process: GunicornProcess, browser: Any) -> None:
     poll = Poll(process)
     wait_for_polls(process, browser)
     browser.post(f"{process.url}/login", data={"name": "Ada"})
@@ -120,9 +119,7 @@ def test_the_websocket_knows_the_sites_session(
             websocket.recv(timeout=30)
 
 
-def test_a_stop_answers_polls_and_finishes_views(
-    process: GunicornProcess, browser: requests.Session
-) -> None:
+def test_a_stop_answers_polls_and_finishes_views(process: GunicornProcess, browser: Any) -> None:
     polls = [Poll(process) for _ in range(20)]
     wait_for_polls(process, browser)
     report = socket.create_connection(("127.0.0.1", process.port), timeout=30)
