@@ -3,15 +3,19 @@
 Run by `tox -e package` with a scratch directory as its argument. It may write
 only there. It fails on any file in the wheel that is not listed here by kind,
 on any warning of setuptools about the metadata, and on anything twine refuses.
+It also does what the README begins with, on a machine without a compiler.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import venv
 import zipfile
 from email.message import Message
@@ -19,6 +23,10 @@ from email.parser import BytesParser
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What a build of an extension module would call.
+COMPILERS = ("cc", "gcc", "c++", "g++", "clang", "clang++", "ld", "make", "cargo", "rustc")
+# How long the README's server may take to listen.
+START_LIMIT_S = 60
 
 
 def main(scratch: Path) -> None:
@@ -33,13 +41,14 @@ def main(scratch: Path) -> None:
     check_sdist(sdist)
     check_wheel(wheel, source)
     check_install(wheel, scratch / "venv")
+    check_quick_start(source, scratch / "no-compilers")
     print(f"{sdist.name} and {wheel.name}: as they should be")
 
 
-def run(*command: str, cwd: Path | None = None) -> str:
+def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a command, print what it printed, and return it; exit when it failed."""
     result = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     print(f"$ {' '.join(command)}\n{result.stdout}", flush=True)
     if result.returncode:
@@ -93,7 +102,7 @@ def check_wheel(wheel: Path, source: Path) -> None:
         metadata: Message = BytesParser().parsebytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     package = {
-        f"tornado_worker/{path.name}" for path in (source / "tornado_worker").glob("*.py")
+        path.relative_to(source).as_posix() for path in (source / "tornado_worker").rglob("*.py")
     } | {"tornado_worker/py.typed"}
     of_info = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt")
     expected = package | {f"{info}/{name}" for name in (*of_info, "licenses/LICENSE")}
@@ -126,6 +135,67 @@ def check_install(wheel: Path, directory: Path) -> None:
         cwd=directory,
     )
     run(str(directory / "bin" / "gunicorn"), "--version", cwd=directory)
+
+
+def check_quick_start(source: Path, stand_ins: Path) -> None:
+    """Do what the README begins with where nothing can be compiled, and make a request."""
+    install, start = quick_start(source / "README.md")
+    env = without_compilers(stand_ins)
+    run("bash", "-euc", install, cwd=source, env=env)
+    serve_once(start, source, env)
+
+
+def quick_start(readme: Path) -> tuple[str, str]:
+    """Return the README's first command in two parts: installing, and starting a server."""
+    commands = re.findall(r"^    (python3 -m venv .*)$", readme.read_text(), re.MULTILINE)
+    check(commands, "README.md: no command that begins with a virtual environment")
+    install, _, start = commands[0].rpartition(" && ")
+    check("pip install" in install and "gunicorn" in start, f"README.md: {commands[0]}")
+    return install, start
+
+
+def without_compilers(stand_ins: Path) -> dict[str, str]:
+    """Return an environment in which whatever needs a compiler fails."""
+    shutil.rmtree(stand_ins, ignore_errors=True)
+    stand_ins.mkdir(parents=True)
+    for name in COMPILERS:
+        path = stand_ins / name
+        path.write_text("#!/bin/sh\necho 'there is no compiler here' >&2\nexit 127\n")
+        path.chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": f"{stand_ins}{os.pathsep}{os.environ['PATH']}",
+        "CC": "false",
+        "CXX": "false",
+        # Of what pip fetches; the checkout itself is built, which needs none.
+        "PIP_ONLY_BINARY": ":all:",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+
+
+def serve_once(command: str, cwd: Path, env: dict[str, str]) -> None:
+    """Start a server on a free port, make one request, end it."""
+    print(f"$ {command}", flush=True)
+    server = subprocess.Popen(
+        ["bash", "-c", f"exec timeout {START_LIMIT_S} {command} -b 127.0.0.1:0"],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        for line in server.stdout:
+            print(line, end="")
+            if found := re.search(r"Listening at: (http://\S+)", line):
+                with urllib.request.urlopen(found[1], timeout=START_LIMIT_S) as response:
+                    check(response.status == 200, f"{found[1]}: {response.status}")
+                return
+        sys.exit(f"{command}: ended without listening")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=START_LIMIT_S)
 
 
 if __name__ == "__main__":

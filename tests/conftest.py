@@ -16,7 +16,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from tornado.httpserver import HTTPServer
@@ -27,6 +27,7 @@ from tornado.testing import ExpectLog
 from helpers.gunicorn_process import gunicorn
 from helpers.server_thread import loop_name, serve
 
+uvloop: Any
 try:
     import uvloop
 except ImportError:

@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -183,7 +183,7 @@ def test_nothing_is_lost_while_workers_come_and_go(gunicorn):
         masters, load = Masters(server), Load(server.port)
         load.start()
         end = time.monotonic() + CHAOS_S
-        steps: list[Callable] = [
+        steps: list[Callable[[], Awaitable[None]]] = [
             masters.reload,
             masters.more_and_less,
             masters.upgrade_with_quit,
@@ -208,10 +208,8 @@ def test_nothing_is_lost_while_workers_come_and_go(gunicorn):
     load = asyncio.run(main())
     assert load.short.failures == []
     assert load.polls.failures == []
-    # A connection idle for less than a second is left open for the request that
-    # may be on its way. Clients idle for longer are those of a starved machine,
-    # and RFC 9112 section 9.3.1 has them try again.
-    assert load.short.counts["short retried"] == 0 or load.short.slowest > 1.0
+    # Short requests may have been retried, on a starved machine: `keep_requesting` fails
+    # those whose connection was closed within a second of its last use.
     assert load.polls.counts["poll retried"] == 0
     assert set(load.codes) <= {1000, 1001}
     assert load.codes[1001] >= 50

@@ -11,7 +11,7 @@ import pytest
 
 import tornado_worker
 from conftest import NEW_EVENT_LOOP
-from helpers.server_thread import DEADLINE_S
+from helpers.waiting import DEADLINE_S
 from tornado_worker.drain import Draining
 
 

@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 APP = """
 import asyncio
@@ -348,10 +349,10 @@ class WebSocket:
 def let_child_end(server: GunicornProcess) -> int:
     """Let the child that has been forked go on; return its pid once it has ended."""
     path = server.directory / "child.pid"
-    wait_until(path.exists, what="a child")
+    eventually(path.exists, what="a child")
     pid = int(path.read_text())
     (server.directory / "go").touch()
-    wait_until(lambda: f'"{pid}"' in server.request("/statuses").text, what="the child's end")
+    eventually(lambda: f'"{pid}"' in server.request("/statuses").text, what="the child's end")
     return pid
 
 
@@ -466,10 +467,10 @@ def test_signal_to_a_child_has_its_default_action_there(serve, number):
     ws = WebSocket(server)
     assert server.request("/get?then=return").text == "parent"
     path = server.directory / "child.pid"
-    wait_until(path.exists, what="a child")
+    eventually(path.exists, what="a child")
     child = int(path.read_text())
     server.signal_worker(child, number)
-    wait_until(lambda: f'"{child}"' in server.request("/statuses").text, what="the child's end")
+    eventually(lambda: f'"{child}"' in server.request("/statuses").text, what="the child's end")
     assert status_of(server, child) == -number
     check_unharmed(server, ws, worker)
     ws.close()
@@ -559,12 +560,12 @@ def test_child_made_while_loading_never_serves(serve, where, then, status):
 def test_child_does_not_keep_a_worker_from_leaving(serve):
     server = serve()
     assert server.request("/get?then=return").text == "parent"
-    wait_until((server.directory / "child.pid").exists, what="a child")
+    eventually((server.directory / "child.pid").exists, what="a child")
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
     (server.directory / "go").touch()
     child = int((server.directory / "child.pid").read_text())
-    wait_until(lambda: GunicornProcess._parent(child) is None, what="the child's end")
+    eventually(lambda: GunicornProcess._parent(child) is None, what="the child's end")
 
 
 def test_sockets_are_still_the_childs_to_use(gunicorn, loop):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 requests = pytest.importorskip("requests")
 
@@ -319,7 +320,7 @@ class Traced:
             found = [Transaction(**json.loads(line)) for line in lines[self._seen :]]
             return [one._replace(path=one.path.partition("?")[0]) for one in found]
 
-        wait_until(lambda: len(read()) >= count, what=f"{count} transactions are recorded")
+        eventually(lambda: len(read()) >= count, what=f"{count} transactions are recorded")
         found = read()
         assert len(found) == count, found
         self._seen += count

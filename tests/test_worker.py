@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from helpers.gunicorn_process import REPOSITORY, GunicornError, wait_until
+from helpers.gunicorn_process import REPOSITORY, GunicornError
+from helpers.waiting import eventually, read_all
 from tornado_worker.config import versions
 
 # Handlers that most tests need; a test adds its own to `app`.
@@ -91,11 +92,6 @@ def request_in_flight(server, target, line):
         client.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         server.wait_log(line, since=since)
         yield client
-
-
-def read_all(client):
-    with client.makefile("rb") as file:
-        return file.read()
 
 
 def wait_served(server):
@@ -591,7 +587,7 @@ def test_signals_that_come_while_handlers_change_do_no_harm(serve, loop):
         """,
         loop=loop,
     )
-    wait_until(lambda: server.count_log("Booting worker") == 6)
+    eventually(lambda: server.count_log("Booting worker") == 6)
     for _ in range(5):
         [pid] = server.wait_workers()
         assert server.request("/").status == 200
@@ -693,9 +689,9 @@ def test_usr1_reopens_log_files(serve, loop):
     log = server.directory / "error.log"
     log.rename(log.with_name("rotated.log"))
     server.signal_worker(pid, signal.SIGUSR1)
-    wait_until(log.exists, what="the new log file")
+    eventually(log.exists, what="the new log file")
     server.signal_worker(pid, signal.SIGTERM)
-    wait_until(lambda: f"Worker exiting (pid: {pid})" in log.read_text(), what="the last line")
+    eventually(lambda: f"Worker exiting (pid: {pid})" in log.read_text(), what="the last line")
 
 
 def test_winch_is_ignored(serve, loop):
@@ -1088,7 +1084,7 @@ def test_keyboard_interrupt_of_a_handler_ends_its_worker_alone(serve, loop):
         assert read_all(client).startswith(b"HTTP/1.1 503 ")
     server.wait_log("The application stops this worker: a KeyboardInterrupt at .* in get$")
     server.wait_log("Worker exiting")
-    wait_until(lambda: set(server.worker_pids()) - before, what="another worker")
+    eventually(lambda: set(server.worker_pids()) - before, what="another worker")
     assert len(before & set(server.wait_workers(2))) == 1
     assert server.request("/").status == 200
 

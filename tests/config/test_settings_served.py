@@ -24,11 +24,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 Start = Callable[..., GunicornProcess]
 
@@ -125,12 +127,12 @@ APP = """
 """
 
 
-def info(server: GunicornProcess, **kwargs: object) -> dict[str, object]:
-    result: dict[str, object] = json.loads(server.request("/info", **kwargs).body)  # type: ignore[arg-type]
+def info(server: GunicornProcess, **kwargs: Any) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(server.request("/info", **kwargs).body)
     return result
 
 
-def wsgi(server: GunicornProcess, path: str, body: bytes | None = None) -> dict[str, object]:
+def wsgi(server: GunicornProcess, path: str, body: bytes | None = None) -> dict[str, Any]:
     import json
 
     response = server.request(path, "GET" if body is None else "POST", body)
@@ -170,8 +172,8 @@ def test_process_is_as_the_settings_say(gunicorn: Start, tmp_path: Path) -> None
     assert about["cwd"] == str(here)
     assert about["mine"] == "yours=ours"
     assert about["backlog"] == 77
-    assert about["loop"].startswith("asyncio")  # type: ignore[attr-defined]
-    assert [link for link in about["fds"] if link.startswith(str(beats))]  # type: ignore[attr-defined]
+    assert about["loop"].startswith("asyncio")
+    assert [link for link in about["fds"] if link.startswith(str(beats))]
     assert int((tmp_path / "pid").read_text()) == server.pid
 
     assert wsgi(server, "/mounted/x") == {
@@ -244,7 +246,7 @@ def test_proc_name_names_the_process(gunicorn: Start) -> None:
     pytest.importorskip("setproctitle")
     server = gunicorn(APP, config="proc_name = 'mine'")
     [pid] = server.wait_workers(1)
-    wait_until(
+    eventually(
         lambda: b"gunicorn: worker [mine]" in Path(f"/proc/{pid}/cmdline").read_bytes(),
         what="the worker's title",
     )
@@ -257,7 +259,7 @@ def test_captured_output_is_in_the_error_log(gunicorn: Start) -> None:
         wait=False,
     )
     path = server.directory / "error.log"
-    wait_until(
+    eventually(
         lambda: path.exists() and "printed while loading" in path.read_text(), what="the output"
     )
 
@@ -309,7 +311,7 @@ def test_reuse_port_serves_its_accept_queue_before_it_leaves(
             return server.connect(address=address)
         return None
 
-    wait_until(lambda: (sock := connect()) is not None and sock.close() is None)  # it listens
+    eventually(lambda: (sock := connect()) is not None and sock.close() is None)  # it listens
     blocker = server.connect(address=address)
     blocker.sendall(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
     server.wait_log("blocked")
@@ -452,4 +454,4 @@ def test_reload_restarts_workers_when_an_extra_file_changes(gunicorn: Start) -> 
         os.utime(path, (changed, changed))
         return server.request("/hello").text != before
 
-    wait_until(restarted, what="another worker")
+    eventually(restarted, what="another worker")

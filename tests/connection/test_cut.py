@@ -23,16 +23,8 @@ from tornado import httputil
 
 from conftest import TLSFiles
 from helpers.demo_process import need_program
-from helpers.gunicorn_process import wait_until
-from helpers.server_thread import (
-    DEADLINE_S,
-    Client,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-)
+from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
 OK = httputil.ResponseStartLine("", 200, "OK")
@@ -66,7 +58,7 @@ def options(request: pytest.FixtureRequest, tls: TLSFiles) -> dict[str, Any]:
 def connect(server: ServerThread) -> Client:
     client = server.connect()
     if isinstance(client.sock, ssl.SSLSocket):
-        client.sock.suppress_ragged_eofs = False
+        client.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
     return client
 
 
@@ -339,7 +331,7 @@ def test_child_that_has_the_connection_does_not_hold_the_reset_back(worker: Any)
         assert fetch(worker, "/fork")[1] == "reset"
     finally:
         child = worker.directory / "child"
-        wait_until(lambda: child.exists() and child.read_text(), what="the child forked")
+        eventually(lambda: child.exists() and child.read_text(), what="the child forked")
         os.kill(int(child.read_text()), signal.SIGKILL)
 
 

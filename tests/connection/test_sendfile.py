@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from helpers.wsgi_server import ServeWSGI, eventually, request, serve_wsgi
+from helpers.waiting import eventually
+from helpers.wsgi_server import ServeWSGI, request, serve_wsgi
 
 __all__ = ["serve_wsgi"]
 

@@ -10,7 +10,8 @@ import pytest
 from tornado import httputil, web, websocket
 
 from helpers.detached import Detached
-from helpers.server_thread import Message, Messages, Serve, eventually
+from helpers.server_thread import Message, Messages, Serve
+from helpers.waiting import eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

@@ -23,15 +23,8 @@ from tornado.iostream import (
 )
 
 from conftest import TLSFiles
-from helpers.server_thread import (
-    DEADLINE_S,
-    Client,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-)
+from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

@@ -13,12 +13,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from helpers.gunicorn_process import GunicornProcess
-from helpers.server_thread import DEADLINE_S, Client, Message, Messages, Serve, eventually
+from helpers.server_thread import Client, Message, Messages, Serve
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.chunks import CHUNKS_MAX
 
@@ -71,7 +72,7 @@ def flood(server: GunicornProcess, first: bytes, piece: bytes) -> Iterator[list[
                 selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, [0])
             while not stop.is_set():
                 for key, _ in selector.select(0.1):
-                    sock: Any = key.fileobj
+                    sock = cast(socket.socket, key.fileobj)
                     with contextlib.suppress(BlockingIOError):
                         if not sock.recv(1 << 18):
                             selector.unregister(sock)

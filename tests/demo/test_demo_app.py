@@ -28,7 +28,8 @@ from demo_app.sqlite_store import SqliteStore
 from demo_app.store import Draft
 from helpers.demo_client import WAYS, ChatClient
 from helpers.demo_process import CONFIG, free_port, need_module, run_redis, start_chat
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually, read_all
 
 TIMEOUT_S = 40.0
 LONG_ENOUGH = "client-id-"
@@ -800,14 +801,7 @@ def test_exports_that_stall_leave_threads_to_others(
         assert server.request("/archive/lobby").status == 200
     # More often than there are places: each is given back.
     for _ in range(5):
-        wait_until(lambda: server.request(path, "HEAD").status == 200)
-
-
-def read_all(sock: socket.socket) -> bytes:
-    pieces = []
-    while piece := sock.recv(1 << 20):
-        pieces.append(piece)
-    return b"".join(pieces)
+        eventually(lambda: server.request(path, "HEAD").status == 200)
 
 
 def test_status_counts_listeners_by_kind(

@@ -25,10 +25,11 @@ from helpers.demo_process import (
     run_redis,
     start_chat,
 )
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 TIMEOUT_MS = 30_000
 # Keeps all that these two ever show, from now on.
@@ -114,6 +115,13 @@ def window(browser: Browser) -> Iterator[Callable[..., Page]]:
 def say(page: Page, text: str) -> None:
     page.fill("#text", text)
     page.press("#text", "Enter")
+
+
+def box_of(locator: Locator) -> FloatRect:
+    """Return where an element is, which must be somewhere."""
+    box = locator.bounding_box()
+    assert box is not None
+    return box
 
 
 def wait_said(page: Page, text: str) -> None:
@@ -483,11 +491,11 @@ def test_page_says_why_it_is_kept_out(
         )
     two.set_viewport_size({"width": 320, "height": 640})
     assert two.evaluate("document.documentElement.scrollWidth") == 320
-    assert two.locator("#status").bounding_box()["width"] > 100
+    assert box_of(two.locator("#status"))["width"] > 100
     one.close()
     two.wait_for_selector("body[data-state=live]")
     expect_text(two, "#status", "Live by long polling")
-    assert two.locator("#status").bounding_box()["width"] == 1
+    assert box_of(two.locator("#status"))["width"] == 1
 
 
 def test_keyboard_is_enough(
@@ -864,11 +872,11 @@ def test_long_draft_leaves_the_end_of_the_log_in_sight_and_no_empty_column(
     for text in (DRAFT, "word " * 390, DRAFT + "\none more", "short", DRAFT):
         page.fill("#text", text)
         is_in_sight()
-        box = page.locator("#text").bounding_box()
-        form = page.locator("#compose").bounding_box()
+        box = box_of(page.locator("#text"))
+        form = box_of(page.locator("#compose"))
         if text != "short":
             assert form["width"] - box["width"] < 40
-        send = page.locator("#send").bounding_box()
+        send = box_of(page.locator("#send"))
         assert send["y"] + send["height"] <= size[1]
     page.press("#text", "End")
     page.locator("#text").press_sequentially(" and more")
@@ -905,13 +913,13 @@ def test_window_that_is_very_low_scrolls_and_loses_nothing(
     assert page.evaluate("document.documentElement.scrollWidth") == 320
     for selector, least in (("#log", 100), ("#text", 40), ("#send", 30), ("#archive", 10)):
         page.locator(selector).scroll_into_view_if_needed()
-        assert page.locator(selector).bounding_box()["height"] > least
+        assert box_of(page.locator(selector))["height"] > least
     page.click("#send")
     wait_said(page, "line 29 of a long draft")
     page.click("#menu")
     for selector, least in (("#rooms", 80), ("#people", 50), ("#rename", 30)):
         page.locator(selector).scroll_into_view_if_needed()
-        assert page.locator(selector).bounding_box()["height"] > least
+        assert box_of(page.locator(selector))["height"] > least
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -949,10 +957,10 @@ def test_list_that_is_cut_shows_that_there_is_more(
             page.evaluate(
                 "([id, top]) => { document.getElementById(id).scrollTop = top }", [name, top]
             )
-            box = page.locator(f"#{name}").bounding_box()
+            box = box_of(page.locator(f"#{name}"))
             for edge, y in (("top", box["y"]), ("bottom", box["y"] + box["height"] - 3)):
                 # A row of the list's edge, where no item has anything.
-                clip = {"x": box["x"] + 1, "y": round(y), "width": 4, "height": 2}
+                clip: FloatRect = {"x": box["x"] + 1, "y": round(y), "width": 4, "height": 2}
                 strips[place, edge] = page.screenshot(clip=clip)
         assert strips["begin", "bottom"] != strips["end", "bottom"]
         assert strips["middle", "bottom"] != strips["end", "bottom"]
@@ -1029,7 +1037,7 @@ def test_every_way_to_listen_comes_back_soon(
         if restart == "HUP":
             old = set(server.worker_pids())
             server.signal(signal.SIGHUP)
-            wait_until(
+            eventually(
                 lambda: len(server.worker_pids()) == 3 and not old & set(server.worker_pids())
             )
             assert server.request("/health").status == 200

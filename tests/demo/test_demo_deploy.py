@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from helpers.demo_process import CONFIG, free_port, need_program, run_nginx, start_chat
-from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess, wait_until
+from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess
+from helpers.waiting import eventually
 
 DEPLOY = REPOSITORY / "demo_app" / "deploy"
 
@@ -50,7 +51,7 @@ def test_config_works_by_a_relative_path_and_is_reloaded(
     assert server.request("/health").status == 200
     assert "Using worker: tornado_worker.TornadoWorker" in server.log
     server.signal(signal.SIGHUP)
-    wait_until(lambda: len(server.worker_pids()) == 2 and not set(old) & set(server.worker_pids()))
+    eventually(lambda: len(server.worker_pids()) == 2 and not set(old) & set(server.worker_pids()))
     assert server.request("/rooms/lobby").status == 200
 
 

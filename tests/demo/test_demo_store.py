@@ -153,7 +153,7 @@ def test_repeated_post_is_answered_as_it_was_stored(open_store: OpenStore) -> No
 
 @pytest.mark.parametrize("change", [{"text": "other"}, {"room": "other"}])
 def test_same_client_id_with_other_content_is_refused(
-    open_store: OpenStore, change: dict[str, str]
+    open_store: OpenStore, change: dict[str, Any]
 ) -> None:
     async def test() -> None:
         async with open_store() as store:
@@ -171,11 +171,11 @@ def test_one_room_too_many_is_refused_and_the_rest_goes_on(open_store: OpenStore
             await store.post(draft(1, "a"))
             await store.post(draft(2, "b"))
             # Together, so that SQLite stores them in one transaction.
-            refused, stored = await asyncio.gather(
+            results: tuple[Any, ...] = await asyncio.gather(
                 store.post(draft(3, "c")), store.post(draft(4, "a")), return_exceptions=True
             )
-            assert isinstance(refused, TooManyRooms)
-            assert isinstance(stored, Posted)
+            assert isinstance(results[0], TooManyRooms)
+            assert isinstance(results[1], Posted)
             rooms = await store.rooms()
             assert [(room.name, room.messages) for room in rooms] == [("a", 2), ("b", 1)]
             assert rooms == store.archive.rooms()
@@ -200,7 +200,8 @@ def test_default_room_is_opened_however_many_there_are(open_store: OpenStore) ->
 
 def test_followers_see_all_messages_once_and_in_order(open_store: OpenStore) -> None:
     async def follow(store: Store, count: int) -> list[str]:
-        cursor, found = await store.head(), []
+        cursor = await store.head()
+        found: list[str] = []
         while len(found) < count:
             for message in await store.tail(cursor, 50, 5.0):
                 assert position(message.id) > position(cursor)

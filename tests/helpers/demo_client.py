@@ -75,7 +75,7 @@ class ChatClient:
             status, fields = await self._ask(streams, path, body, headers)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             await hang_up(streams[1])
-            if not kept or getattr(error, "partial", b""):
+            if not kept or getattr(error, "partial", None):
                 raise
             return await self.fetch(path, body, **headers)
         except BaseException:

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess, wait_until
+from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess
+from helpers.waiting import eventually
 
 __all__ = [
     "CHROMIUM_ARGUMENTS",
@@ -133,7 +134,7 @@ def run_redis(directory: Path, port: int = 0) -> Iterator[str]:
                     return probe.recv(7) == b"+PONG\r\n"
             return False
 
-        wait_until(answers, TIMEOUT_S, "Redis answering")
+        eventually(answers, "Redis answering")
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.kill()
@@ -175,7 +176,7 @@ def run_nginx(directory: Path, upstream_port: int) -> Iterator[str]:
                 return True
             return False
 
-        wait_until(listens, TIMEOUT_S, "nginx listening")
+        eventually(listens, "nginx listening")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

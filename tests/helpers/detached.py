@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from helpers.server_thread import DEADLINE_S, Messages, Serve
+from helpers.server_thread import Messages, Serve
+from helpers.waiting import DEADLINE_S
 from tornado_worker.connection.stream import TransportStream
 
 __all__ = ["GET", "KERNEL", "Detached"]
@@ -22,8 +23,8 @@ class Detached:
         streams: queue.Queue[TransportStream] = queue.Queue()
         self.logs = serve.logs
         self.server = serve(Messages(on_headers=lambda m: streams.put(m.conn.detach())), **options)
-        buffer = {"kernel_buffer": KERNEL} if "kernel_buffer" in options else {}
-        self.client = self.server.connect(**buffer)
+        buffer = KERNEL if "kernel_buffer" in options else None
+        self.client = self.server.connect(kernel_buffer=buffer)
         self.client.send(request)
         self.stream = streams.get(timeout=DEADLINE_S)
 

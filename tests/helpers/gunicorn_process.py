@@ -30,7 +30,9 @@ from typing import IO, NamedTuple, Self
 
 import pytest
 
-__all__ = ["GunicornError", "GunicornProcess", "Response", "gunicorn", "wait_settled", "wait_until"]
+from helpers.waiting import eventually
+
+__all__ = ["GunicornError", "GunicornProcess", "Response", "gunicorn", "wait_settled"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,17 +57,6 @@ class Response(NamedTuple):
     @property
     def text(self) -> str:
         return self.body.decode()
-
-
-def wait_until(
-    condition: Callable[[], object], timeout: float = TIMEOUT_S, what: str = "the condition"
-) -> None:
-    """Return when `condition()` is true; fail after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not become true within {timeout:g} s")
-        time.sleep(0.02)
 
 
 class GunicornProcess:
@@ -302,11 +293,11 @@ class GunicornProcess:
                 raise self.error(f"expected {count} workers within {timeout:g} s; got {pids}")
             time.sleep(0.02)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Signal the master."""
         self._started().send_signal(number)
 
-    def signal_worker(self, pid: int, number: signal.Signals) -> None:
+    def signal_worker(self, pid: int, number: int) -> None:
         """Signal a worker, which must be one of this Gunicorn."""
         if os.getpgid(pid) != self.pid:
             raise ValueError(f"pid {pid} is not part of this gunicorn")
@@ -423,7 +414,7 @@ class GunicornProcess:
             with self._arrived:
                 return any(not pipe.closed and _bytes_in(pipe) for pipe in pipes)
 
-        wait_until(lambda: not unread(), what="the end of the log so far")
+        eventually(lambda: not unread(), what="the end of the log so far")
 
     def _text(self, names: tuple[str, ...]) -> str:
         if self._process is not None:

@@ -11,14 +11,12 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import os
 import re
 import select
 import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -26,15 +24,16 @@ import pytest
 from tornado import httputil
 from tornado.netutil import bind_sockets
 
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker import HTTPServer
 
+uvloop: Any
 try:
     import uvloop
 except ImportError:
     uvloop = None
 
 __all__ = [
-    "DEADLINE_S",
     "LOOPS",
     "Client",
     "EchoMessage",
@@ -45,25 +44,11 @@ __all__ = [
     "ScriptedMessage",
     "Serve",
     "ServerThread",
-    "eventually",
     "loop_name",
     "serve",
 ]
 
-# Long enough for a machine that does many other things at once; no test that
-# passes waits for it.
-DEADLINE_S = float(os.environ.get("ASYNC_TEST_TIMEOUT", "20"))
-
 LOOPS = ["asyncio"] if uvloop is None else ["asyncio", "uvloop"]
-
-
-def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Return when `condition()` is true; fail at the deadline. For what sends no event."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not become true within {DEADLINE_S:g} s")
-        time.sleep(0.002)
 
 
 # -- logs ----------------------------------------------------------------------
@@ -94,15 +79,25 @@ class Logs(logging.Filter):
             eventually(lambda: len(self.lines) >= len(patterns))
         lines, self.lines = self.lines, []
         matched = len(lines) == len(patterns) and all(
-            re.fullmatch(pattern[3:], line, re.DOTALL)
-            if pattern.startswith("re:")
-            else line == pattern
-            for pattern, line in zip(patterns, lines, strict=True)
+            _is_like(pattern, line) for pattern, line in zip(patterns, lines, strict=True)
         )
         if not matched:
             expected = "\n  ".join(patterns) or "(nothing)"
             raise AssertionError(
                 f"expected log lines:\n  {expected}\ngot:\n  " + "\n  ".join(lines)
+            )
+
+    def expect_only(self, *patterns: str) -> None:
+        """Fail on a line that is like none of these, and forget all lines.
+
+        For what may be said any number of times, or not at all. Waits for nothing.
+        """
+        lines, self.lines = self.lines, []
+        others = [line for line in lines if not any(_is_like(p, line) for p in patterns)]
+        if others:
+            allowed = "\n  ".join(patterns) or "(nothing)"
+            raise AssertionError(
+                f"expected only log lines like:\n  {allowed}\ngot:\n  " + "\n  ".join(others)
             )
 
     @contextlib.contextmanager
@@ -118,6 +113,12 @@ class Logs(logging.Filter):
             for logger, level in zip(loggers, levels, strict=True):
                 logger.removeFilter(self)
                 logger.setLevel(level)
+
+
+def _is_like(pattern: str, line: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], line, re.DOTALL) is not None
+    return line == pattern
 
 
 # -- clients -------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Client:
 
     # Sending
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         self.sock.sendall(data)
 
     def send_slowly(self, data: bytes) -> None:
@@ -375,10 +376,10 @@ class ScriptedMessage(Message):
         self,
         request_conn: Any,
         *,
-        on_headers: Callable[[Self], Any] | None = None,
-        on_data: Callable[[Self, bytes], Any] | None = None,
-        on_finish: Callable[[Self], Any] | None = None,
-        on_close: Callable[[Self], Any] | None = None,
+        on_headers: Callable[[Any], Any] | None = None,
+        on_data: Callable[[Any, bytes], Any] | None = None,
+        on_finish: Callable[[Any], Any] | None = None,
+        on_close: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(request_conn)
         self._on_headers = on_headers

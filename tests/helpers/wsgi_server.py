@@ -17,15 +17,17 @@ import pytest
 from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.routing import RuleRouter
 
-from helpers.server_thread import Client, Logs, ServerThread, eventually
+from helpers.server_thread import Client, Logs, ServerThread
+from helpers.waiting import eventually
 from tornado_worker import HTTPServer, WSGIContainer
 
+uvloop: Any
 try:
     import uvloop
 except ImportError:
     uvloop = None
 
-__all__ = ["Client", "ServeWSGI", "WSGIServer", "eventually", "request", "serve_wsgi"]
+__all__ = ["Client", "ServeWSGI", "WSGIServer", "request", "serve_wsgi"]
 
 App = Callable[..., Iterable[bytes]]
 

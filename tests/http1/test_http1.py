@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tornado import httputil, web
 
-from helpers.server_thread import Message, Messages, Serve, eventually
+from helpers.server_thread import Message, Messages, Serve
+from helpers.waiting import eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"

@@ -16,16 +16,8 @@ import pytest
 from tornado import httputil, web
 
 from conftest import TLSFiles
-from helpers.server_thread import (
-    DEADLINE_S,
-    Client,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-    uvloop,
-)
+from helpers.server_thread import Client, Message, Messages, Serve, ServerThread, uvloop
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.flow import PIECE_MAX
 
 KERNEL = 32 * 1024
@@ -71,7 +63,8 @@ class Upload(web.RequestHandler):
 
 
 def test_slow_consumer_of_an_upload_stops_the_client(serve: Serve, options: dict[str, Any]) -> None:
-    release, sizes = asyncio.Event(), []
+    release = asyncio.Event()
+    sizes: list[int] = []
     server = serve(
         web.Application([("/", Upload, {"release": release, "sizes": sizes})]), **options
     )
@@ -299,7 +292,9 @@ class Download(web.RequestHandler):
             self.errors.append(type(e).__name__)
 
 
-def downloading(serve: Serve, options: dict[str, Any]) -> tuple[ServerThread, Client, list, list]:
+def downloading(
+    serve: Serve, options: dict[str, Any]
+) -> tuple[ServerThread, Client, list[int], list[Any]]:
     written: list[int] = []
     errors: list[Any] = []
     app = web.Application([("/", Download, {"written": written, "errors": errors})])

@@ -18,7 +18,8 @@ import tornado
 from tornado import web
 
 from conftest import TLSFiles
-from helpers.server_thread import DEADLINE_S, Client, Message, Messages, Serve, eventually
+from helpers.server_thread import Client, Message, Messages, Serve
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.flow import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -56,7 +56,7 @@ LIMITS = {
     "limit_request_fields": 10,
     "limit_request_field_size": 200,
 }
-ON = (
+ON: tuple[dict[str, Any], ...] = (
     {},
     {"permit_obsolete_folding": True},
     {"strip_header_spaces": True},

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from helpers.gunicorn_process import wait_until
 from helpers.long_lived import WebSocket
+from helpers.waiting import eventually, read_all
 
 APP = """
 import asyncio
@@ -138,11 +138,6 @@ def get(client, target="/"):
     return client.recv(10_000)
 
 
-def read_all(client):
-    with client.makefile("rb") as file:
-        return file.read()
-
-
 # -- reasons ---------------------------------------------------------------------------
 
 
@@ -161,7 +156,7 @@ def stop_by_upgrade(server, pid):
 
 def stop_by_ttou(server, pid):
     server.signal(signal.SIGTTIN)
-    wait_until(lambda: len(server.worker_pids()) == 2)
+    eventually(lambda: len(server.worker_pids()) == 2)
     server.signal(signal.SIGTTOU)
 
 
@@ -181,7 +176,7 @@ def upgrade(server):
     match = server.wait_log(r"Listening at: .* \((\d+)\)", since=since)
     master = int(match[1])
     server.wait_log("Booting worker", since=since)
-    wait_until(lambda: server.worker_pids(master), what="a worker of the new master")
+    eventually(lambda: server.worker_pids(master), what="a worker of the new master")
     return master
 
 
@@ -259,7 +254,7 @@ def test_reload_is_not_held_up_by_a_worker_that_has_just_been_forked(gunicorn):
     assert server.request("/").status == 200
     server.write("slow", "")
     server.signal_worker(first, signal.SIGKILL)
-    wait_until((server.directory / "forked").exists, what="a worker forked")
+    eventually((server.directory / "forked").exists, what="a worker forked")
     began = time.monotonic()
     server.signal(signal.SIGHUP)
     server.wait_worker_exit(second)
@@ -280,7 +275,7 @@ def test_connection_used_just_now_gets_a_second_for_another_request(gunicorn):
     with server.connect() as idle, server.connect() as used:
         assert get(idle).startswith(b"HTTP/1.1 200 ")
         wait_a_second = time.monotonic() + 1.2
-        wait_until(lambda: time.monotonic() > wait_a_second)
+        eventually(lambda: time.monotonic() > wait_a_second)
         assert b"Connection: close" not in get(used)
         with in_flight(server, "/wait?s=2"):
             server.signal_worker(pid, signal.SIGTERM)

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from helpers.gunicorn_process import wait_settled, wait_until
+from helpers.gunicorn_process import wait_settled
 from helpers.long_lived import Results, request
+from helpers.waiting import eventually
 from tornado_worker.lifecycle.state import State
 
 # Loads as long as a file says so; a loading worker can be told what to do.
@@ -60,7 +61,7 @@ def start(gunicorn, count=1, args=(), **kwargs):
     server = gunicorn(APP, args=["--workers", str(count), *args], **kwargs)
     pids = server.wait_workers(count)
     serving = {"states": [State.SERVING] * count}
-    wait_until(lambda: json.loads(server.request("/states").text) == serving)
+    eventually(lambda: json.loads(server.request("/states").text) == serving)
     assert version(server) == "first"
     return server, pids
 
@@ -71,7 +72,7 @@ def begin_reload(server, how="hold", count=1, name="second"):
     server.write(how, "")
     since = server.mark()
     server.signal(signal.SIGHUP)
-    wait_until(lambda: server.count_log(f"loading {name}", since=since) == count)
+    eventually(lambda: server.count_log(f"loading {name}", since=since) == count)
     return since
 
 
@@ -80,7 +81,7 @@ def test_old_workers_serve_until_new_ones_accept(gunicorn, how):
     server, first = start(gunicorn, 2)
     since = begin_reload(server, how, 2)
     # TERM comes again and again.
-    wait_until(lambda: server.count_log("Serving until a worker of the new", since=since) == 2)
+    eventually(lambda: server.count_log("Serving until a worker of the new", since=since) == 2)
     until = time.monotonic() + 2.5
     while time.monotonic() < until:
         assert version(server) == "first"
@@ -150,7 +151,7 @@ def test_application_that_does_not_load_leaves_the_old_workers_serving(gunicorn)
         server.signal(signal.SIGHUP)
         server.wait_log("RuntimeError: no such database", since=since)
         server.wait_log("not loaded its application: 2 serve on", since=since)
-        wait_until(lambda since=since: server.count_log("Serving on: no", since=since) == 2)
+        eventually(lambda since=since: server.count_log("Serving on: no", since=since) == 2)
         assert wait_settled(server, 2) == first
         assert version(server) == "first"
         assert server.count_log("Booting worker", since=since) == 2
@@ -273,7 +274,7 @@ def test_reload_takes_over_from_a_worker_that_waits_for_its_replacement(gunicorn
     for _ in range(6):
         version(server)
     server.wait_log("Handling signal: ttin")
-    wait_until(lambda: server.count_log("loading first") == 2)
+    eventually(lambda: server.count_log("loading first") == 2)
     begin_reload(server)
     assert version(server) == "first"
     (server.directory / "hold").unlink()
@@ -289,7 +290,7 @@ def test_worker_replaced_one_by_one_is_not_the_end_of_all_when_it_does_not_load(
     server.wait_log("not loaded its application: 1 serve on; trying again in 10 s")
     assert version(server) == "first"
     (server.directory / "broken").unlink()
-    wait_until(lambda: server.count_log("loading first") == 4)
+    eventually(lambda: server.count_log("loading first") == 4)
     assert second in wait_settled(server, 2)
 
 

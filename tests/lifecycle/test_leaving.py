@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from helpers.gunicorn_process import wait_until
+from helpers.waiting import eventually, read_all
 
 APP = """
 import asyncio
@@ -159,12 +159,8 @@ def waiting(server, target="/wait", name="waiting"):
     """A connection with a request in flight."""
     with server.connect() as sock:
         sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        wait_until((server.directory / name).exists, what=name)
+        eventually((server.directory / name).exists, what=name)
         yield sock
-
-
-def read_all(sock):
-    return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 def finish(server, sock):
@@ -176,7 +172,7 @@ def finish(server, sock):
 def check_replaced(server, old):
     """Check that the arbiter has replaced the one worker `old`, and serves."""
     server.wait_worker_exit(old)
-    wait_until(lambda: server.worker_pids() not in ([], [old]), what="another worker")
+    eventually(lambda: server.worker_pids() not in ([], [old]), what="another worker")
     assert server.request("/pid").text == str(server.wait_workers()[0])
     assert server.count_log("Traceback") == 0
 
@@ -352,7 +348,7 @@ def test_log_says_why_a_worker_left_and_what_it_was_doing(serve, number):
         assert ws.recv(4096).startswith(b"HTTP/1.1 101 ")
         server.signal_worker(worker, number)
         if number == signal.SIGTERM:
-            wait_until(lambda: b"\x88" in ws.recv(4096), what="the close frame")
+            eventually(lambda: b"\x88" in ws.recv(4096), what="the close frame")
             ws.close()
             finish(server, first)
         name = number.name.removeprefix("SIG")
@@ -428,7 +424,7 @@ def test_term_while_the_application_is_loaded_says_so(serve):
         """,
         app="app:make_app",
     )
-    wait_until((server.directory / "waiting").exists, what="the factory")
+    eventually((server.directory / "waiting").exists, what="the factory")
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
     assert server.count_log("Left before the application was loaded: TERM") == 1

@@ -6,8 +6,9 @@ import re
 import signal
 import time
 
-from helpers.gunicorn_process import wait_settled, wait_until
+from helpers.gunicorn_process import wait_settled
 from helpers.long_lived import Results, keep_requesting, request
+from helpers.waiting import eventually
 from tornado_worker.lifecycle.state import State
 
 APP = """
@@ -132,7 +133,7 @@ def test_next_worker_is_not_replaced_before_the_arbiter_has_heard_of_the_last(gu
             visit(server, 1)
         return not first & set(server.worker_pids())
 
-    wait_until(visit_until_replaced, 60)
+    eventually(visit_until_replaced, timeout_s=60)
     wait_settled(server, 2)
     replaced = server.count_log("Autorestarting")
     assert server.count_log("Booting worker") == 2 + replaced
@@ -250,7 +251,7 @@ def test_workers_see_each_other(gunicorn):
     def statuses():
         return json.loads(server.request("/").text)
 
-    wait_until(lambda: [sibling["state"] for sibling in statuses()] == [State.SERVING] * 2)
+    eventually(lambda: [sibling["state"] for sibling in statuses()] == [State.SERVING] * 2)
     seen = statuses()
     # Who is the older is not in the log, where either can be first.
     assert {sibling["pid"] for sibling in seen} == set(pids)

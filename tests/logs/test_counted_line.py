@@ -6,7 +6,7 @@ import re
 import pytest
 from tornado.ioloop import IOLoop
 
-from helpers.gunicorn_process import wait_until
+from helpers.waiting import eventually
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.logs.counted_line import CountedLine
 
@@ -58,6 +58,6 @@ def test_bad_tls_hellos_are_counted(gunicorn, tls, loop):
         counts = [re.search(r"the last of (\d+) in 10 s", line) for line in lines]
         return len(lines), sum(int(match[1]) if match else 1 for match in counts)
 
-    wait_until(lambda: told()[1] == 200, 60)
+    eventually(lambda: told()[1] == 200, timeout_s=60)
     assert told()[0] <= 20
     assert server.count_log("Traceback|Fatal error|ERROR") == 0

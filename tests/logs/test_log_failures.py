@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.gunicorn_process import wait_until
+from helpers.waiting import eventually
 from tornado_worker.logs.failures import count_log_failures
 
 APP = """
@@ -47,7 +47,7 @@ LOGS = {
 def fill(server, name, count=20):
     path = server.directory / name
     # Sparse: the size is all that counts.
-    wait_until(path.exists)
+    eventually(path.exists)
     os.truncate(path, LIMIT)
     for _ in range(count):
         assert server.request("/").status == 200
@@ -65,9 +65,9 @@ def pids_of(server):
 @pytest.mark.parametrize("args", LOGS.values(), ids=LOGS)
 def test_full_disk_costs_a_line_and_the_log_goes_on_when_there_is_room(gunicorn, source, args):
     server = gunicorn(source, args=args, config=FULL_DISK, wait=False)
-    wait_until(lambda: (server.directory / "error.log").exists())
+    eventually(lambda: (server.directory / "error.log").exists())
     error_log = server.directory / "error.log"
-    wait_until(lambda: "Listening at" in error_log.read_text())
+    eventually(lambda: "Listening at" in error_log.read_text())
     server.addresses_from(error_log)
     assert server.request("/").status == 200
     pids = pids_of(server)
@@ -80,7 +80,7 @@ def test_full_disk_costs_a_line_and_the_log_goes_on_when_there_is_room(gunicorn,
         assert server.request("/").status == 200
     # The arbiter has heeded those, and lost lines of its own, when it has heeded the next.
     server.signal(signal.SIGTTIN)
-    wait_until(lambda: len(pids_of(server)) == 2)
+    eventually(lambda: len(pids_of(server)) == 2)
     assert set(pids) < set(pids_of(server))
     told = server.stderr
     assert "Traceback" not in told
@@ -95,13 +95,13 @@ def test_full_disk_costs_a_line_and_the_log_goes_on_when_there_is_room(gunicorn,
         assert server.request("/").status == 200
         return (server.directory / name).read_text()
 
-    wait_until(lambda: "a line of the" in visit_and_read("error.log"))
+    eventually(lambda: "a line of the" in visit_and_read("error.log"))
     if "access.log" in names:
-        wait_until(lambda: '"GET / HTTP/1.1" 200' in visit_and_read("access.log"))
+        eventually(lambda: '"GET / HTTP/1.1" 200' in visit_and_read("access.log"))
         assert "have not been written" not in visit_and_read("access.log")
-        wait_until(lambda: "have not been written to" in visit_and_read("error.log"))
+        eventually(lambda: "have not been written to" in visit_and_read("error.log"))
     server.signal(signal.SIGTTOU)
-    wait_until(lambda: "Handling signal: ttou" in visit_and_read("error.log"))
+    eventually(lambda: "Handling signal: ttou" in visit_and_read("error.log"))
     text = error_log.read_text()
     assert f"log records have not been written to {error_log}" in text
     assert "Traceback" not in text
@@ -112,7 +112,7 @@ def test_log_that_cannot_be_reopened_ends_nothing(gunicorn, args):
     args = [f"logs/{arg}" if arg.endswith(".log") else arg for arg in args]
     server = gunicorn(APP, args=args, files={"logs/empty": ""}, wait=False)
     logs, error_log = server.directory / "logs", server.directory / "logs" / "error.log"
-    wait_until(lambda: error_log.exists() and "Listening at" in error_log.read_text())
+    eventually(lambda: error_log.exists() and "Listening at" in error_log.read_text())
     server.addresses_from(error_log)
     assert server.request("/").status == 200
     workers = pids_of(server)
@@ -120,7 +120,7 @@ def test_log_that_cannot_be_reopened_ends_nothing(gunicorn, args):
     server.signal(signal.SIGUSR1)
     # The arbiter has heeded it when it has heeded the next.
     server.signal(signal.SIGTTIN)
-    wait_until(lambda: len(pids_of(server)) == 2)
+    eventually(lambda: len(pids_of(server)) == 2)
     for _ in range(50):
         assert server.request("/").status == 200
     assert set(workers) <= set(pids_of(server))
@@ -128,9 +128,9 @@ def test_log_that_cannot_be_reopened_ends_nothing(gunicorn, args):
     assert len(server.stderr) < 10_000
     logs.mkdir()
     server.signal(signal.SIGTTOU)
-    wait_until(lambda: error_log.exists() and "Handling signal: ttou" in error_log.read_text())
+    eventually(lambda: error_log.exists() and "Handling signal: ttou" in error_log.read_text())
     assert "log records have not been written to" in error_log.read_text()
-    wait_until(lambda: "the application's" in (server.request("/") and error_log.read_text()))
+    eventually(lambda: "the application's" in (server.request("/") and error_log.read_text()))
 
 
 def test_standard_error_that_nobody_reads_ends_nothing(gunicorn):

@@ -21,7 +21,8 @@ from gunicorn.glogging import Logger, SafeAtoms
 from gunicorn.instrument.statsd import Statsd
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 from tornado_worker.reporting import access_log as access
 from tornado_worker.reporting.access_log import AccessLog, make_observers
 from tornado_worker.reporting.atoms import Atoms
@@ -102,7 +103,7 @@ def lines_of(path: Path, count: int) -> list[str]:
     def lines() -> list[str]:
         return path.read_text().splitlines() if path.exists() else []
 
-    wait_until(lambda: len(lines()) >= count, what=f"{count} lines in {path.name}")
+    eventually(lambda: len(lines()) >= count, what=f"{count} lines in {path.name}")
     return lines()
 
 
@@ -249,7 +250,7 @@ def test_percent_encoded_line_break_stays_on_its_line(server: GunicornProcess) -
     log = AccessFile(server)
     path = log.path
     assert server.request("/none%0Afake").status == 404
-    wait_until(lambda: "fake" in path.read_text())
+    eventually(lambda: "fake" in path.read_text())
     line = path.read_text().splitlines()[-1]
     assert r'"/none\nfake"' in line
 
@@ -469,7 +470,7 @@ def test_rotation_by_usr1_loses_no_line(gunicorn: Start) -> None:
     finally:
         stop.set()
         thread.join()
-    wait_until(
+    eventually(
         lambda: len((rotated.read_text() + path.read_text()).splitlines()) == count + 1,
         what="a line for each request",
     )

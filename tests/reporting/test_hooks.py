@@ -8,7 +8,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 Start = Callable[..., GunicornProcess]
 
@@ -72,7 +73,7 @@ def hooks_of(server: GunicornProcess) -> list[tuple[str, int]]:
 
 
 def wait_hook(server: GunicornProcess, name: str, count: int = 1) -> None:
-    wait_until(
+    eventually(
         lambda: [seen for seen, _ in hooks_of(server)].count(name) >= count,
         what=f"hook {name} x{count}",
     )
@@ -144,13 +145,15 @@ def test_worker_int_and_worker_abort_run_in_the_worker(gunicorn: Start) -> None:
         server.signal_worker(worker, number)
         server.wait_worker_exit(worker)
         assert [hook for hook in hooks_of(server) if hook[0] == name] == [(name, worker)]
-        wait_until(lambda worker=worker: server.worker_pids() not in ([], [worker]))
+        eventually(lambda worker=worker: server.worker_pids() not in ([], [worker]))
 
 
 # -- requests ------------------------------------------------------------------
 
 
-def test_header_that_a_hook_may_not_set_costs_no_other(gunicorn):
+def test_header_that_a_hook_may_not_set_costs_no_other(
+    gunicorn: Callable[..., GunicornProcess],
+) -> None:
     config = """
         def pre_request(worker, req):
             req.headers.insert(0, ("X-START", 1.5))
@@ -203,7 +206,7 @@ REQUESTS = """
 
 def requests_of(server: GunicornProcess, count: int) -> list[dict[str, Any]]:
     path = server.directory / "requests.log"
-    wait_until(lambda: path.exists() and len(path.read_text().splitlines()) >= count)
+    eventually(lambda: path.exists() and len(path.read_text().splitlines()) >= count)
     lines = path.read_text().splitlines()
     assert len(lines) == count, lines
     return [json.loads(line) for line in lines]
@@ -301,7 +304,7 @@ def test_hook_that_raises_is_logged_and_breaks_nothing(gunicorn: Start) -> None:
     for target, body in (("/hello", "hello"), ("/wsgi", "wsgi")):
         assert server.request(target).text == body
     server.wait_log("Exception in post_request hook")
-    wait_until(lambda: server.count_log("^ValueError: after") == 2)
+    eventually(lambda: server.count_log("^ValueError: after") == 2)
     assert server.count_log(r"\[ERROR\] Exception in pre_request hook") == 2
     assert server.count_log("^ValueError: before") == 2
     assert server.worker_pids() == pid

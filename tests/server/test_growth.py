@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 from conftest import TLSFiles
-from helpers.server_thread import DEADLINE_S, LOOPS
+from helpers.server_thread import LOOPS
+from helpers.waiting import DEADLINE_S
 
 FULL = os.environ.get("GROWTH") == "full"
 if FULL:
@@ -147,8 +148,8 @@ def serving(loop_name: str, tls: TLSFiles) -> Iterator[Served]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        ports = [int(process.stdout.readline()) for _ in range(2)]
-        yield Served(process.pid, *ports, tls.client_context())
+        port, tls_port = (int(process.stdout.readline()) for _ in range(2))
+        yield Served(process.pid, port, tls_port, tls.client_context())
         process.stdin.close()
         assert process.wait(DEADLINE_S) == 0
     finally:
@@ -323,7 +324,7 @@ def test_connections_leave_nothing_behind(served: Served, request: pytest.Fixtur
 
 
 def check_peak(
-    served: Served, request: pytest.FixtureRequest, what: str, work: Callable[[], None]
+    served: Served, request: pytest.FixtureRequest, what: str, work: Callable[[], object]
 ) -> None:
     """Do the work once with little, then compare the peak of the whole with the rest before."""
     served.get("/reset")
@@ -378,7 +379,7 @@ def test_stalled_upload_holds_little(
         raise AssertionError("the server went on reading")
 
     stall()
-    check_peak(served_afresh, request, "stalled upload of 1 GB", lambda: stall() and None)
+    check_peak(served_afresh, request, "stalled upload of 1 GB", stall)
 
 
 @pytest.mark.parametrize("tls_", [False, True], ids=["plain", "tls"])

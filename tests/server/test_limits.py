@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.gunicorn_process import wait_until
 from helpers.long_lived import WebSocket
+from helpers.waiting import eventually, read_all
 
 APP = """
 import asyncio
@@ -68,11 +68,6 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def read_all(client):
-    with client.makefile("rb") as file:
-        return file.read()
 
 
 def is_served(client):
@@ -158,7 +153,7 @@ def test_burst_of_long_lived_connections_is_spread_fairly(gunicorn, many_files):
     server.wait_workers(4)
     # Until all accept: one that is still booting takes nothing.
     for pid in server.worker_pids():
-        wait_until(lambda pid=pid: accepts(server, pid), what=f"worker {pid} accepting")
+        eventually(lambda pid=pid: accepts(server, pid), what=f"worker {pid} accepting")
     assert max(spread(server.port, 2000).values()) <= 1.5 * 2000 / 4
 
 

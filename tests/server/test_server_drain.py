@@ -9,14 +9,8 @@ import pytest
 from tornado import httputil, web
 
 from conftest import TLSFiles
-from helpers.server_thread import (
-    DEADLINE_S,
-    Message,
-    Messages,
-    Serve,
-    ServerThread,
-    eventually,
-)
+from helpers.server_thread import Message, Messages, Serve, ServerThread
+from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.server import server
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -263,7 +257,6 @@ def test_handshake_that_stalls_is_not_waited_for(serve: Serve, tls: TLSFiles) ->
     made.turn()
     drained = begin_drain(made)
     drained.result(DEADLINE_S)
-    serve.logs.lines.clear()
 
 
 @pytest.mark.usefixtures("no_grace")
@@ -362,7 +355,6 @@ def test_abort_all_closes_detached_streams_and_handshakes(serve: Serve, tls: TLS
     assert stalled.receive_all() == b""
     drained.result(DEADLINE_S)
     eventually(lambda: closed == [True])
-    serve.logs.lines.clear()
 
 
 def test_abort_all_without_connections_does_nothing(serve: Serve) -> None:

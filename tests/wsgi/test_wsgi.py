@@ -20,15 +20,8 @@ import tornado.wsgi
 from tornado import httputil
 from tornado.routing import PathMatches, Rule, RuleRouter
 
-from helpers.wsgi_server import (
-    Client,
-    ServeWSGI,
-    StockHTTPServer,
-    WSGIServer,
-    eventually,
-    request,
-    serve_wsgi,
-)
+from helpers.waiting import eventually
+from helpers.wsgi_server import Client, ServeWSGI, StockHTTPServer, WSGIServer, request, serve_wsgi
 from tornado_worker import WSGIContainer, draining
 from tornado_worker.wsgi import container as wsgi
 

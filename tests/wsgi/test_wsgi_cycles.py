@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
+from helpers.waiting import eventually
+from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, request, serve_wsgi
 from tornado_worker.wsgi.body import MEMORY_MAX
 
 __all__ = ["serve_wsgi"]
@@ -255,6 +256,26 @@ WAYS: dict[str, Callable[[WSGIServer, App], None]] = {
 }
 
 
+_ERROR = r"re:ERROR tornado.application: Error handling request GET /%s \[%s: .*\]"
+_REFUSED = "INFO tornado.general: Malformed HTTP message from 127.0.0.1: "
+# What is logged when each is done three times.
+LOGGED: dict[str, list[str]] = {
+    "fail": [_ERROR % ("fail", "ZeroDivisionError")] * 3,
+    "chained": [_ERROR % ("chained", "ValueError")] * 3,
+    "leave": [_ERROR % ("leave", "SystemExit")] * 3,
+    "fail_later": [_ERROR % ("fail_later", "ZeroDivisionError")] * 3,
+    "fail_in_close": [_ERROR % ("fail_in_close", "ZeroDivisionError")] * 3,
+    "error_too_late": [_ERROR % ("error_too_late", "ZeroDivisionError")] * 3,
+    "too_much": [_ERROR % ("too_much", "HTTPOutputError")] * 3,
+    # Once, until a request has found a thread again.
+    "refused": [
+        "WARNING tornado.application: 3 requests wait for a thread (worker_connections): "
+        "answering 503"
+    ],
+    "too long": [_REFUSED + "Content-Length too long", _REFUSED + "chunked body too large"] * 3,
+}
+
+
 @pytest.fixture
 def collector_off() -> Iterator[None]:
     gc.collect()
@@ -315,7 +336,7 @@ def test_no_cycle_is_left(
     gc.garbage.clear()
     if pool is not None:
         pool.shutdown()
-    serve_wsgi.logs.lines.clear()
+    serve_wsgi.logs.expect(*LOGGED.get(way, ()))
     assert left == []
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from conftest import TLSFiles
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 from helpers.wsgi_server import ServeWSGI, request, serve_wsgi
 
 __all__ = ["serve_wsgi"]
@@ -271,7 +272,7 @@ def test_wsgi_errors_is_the_error_log_also_when_reopened(
     """
     log = tmp_path / "error.log"
     process = gunicorn(source, config=f"errorlog = {str(log)!r}", wait=False)
-    wait_until(lambda: log.exists() and "Listening at" in log.read_text())
+    eventually(lambda: log.exists() and "Listening at" in log.read_text())
     port = log.read_text().partition("http://127.0.0.1:")[2].partition(" ")[0]
 
     def get(path: str) -> None:
@@ -284,13 +285,13 @@ def test_wsgi_errors_is_the_error_log_also_when_reopened(
     assert "said by /first\none\ntwo\n" in log.read_text()
     log.rename(tmp_path / "error.log.1")
     process.signal(signal.SIGUSR1)
-    wait_until(log.exists)
+    eventually(log.exists)
 
     def second_is_there() -> bool:
         get("/second")
         return "said by /second\n" in log.read_text()
 
-    wait_until(second_is_there)
+    eventually(second_is_there)
 
 
 # -- without Gunicorn --------------------------------------------------------------
@@ -374,7 +375,7 @@ def test_the_cache_of_names_is_bounded(serve_wsgi: ServeWSGI) -> None:
     server = serve_wsgi(app)
     client = server.connect()
     for i in range(0, 1500, 50):
-        fields = {f"X-{n}": str(n) for n in range(i, i + 50)}
+        fields: dict[str, Any] = {f"X-{n}": str(n) for n in range(i, i + 50)}
         client.send(request(f"/?HTTP_X_{i}", **fields))
         assert client.response().body == str(i).encode()
     assert len(server.container.environs._keys) <= 1000

@@ -15,8 +15,9 @@ import pytest
 import tornado.web
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
-from helpers.wsgi_server import ServeWSGI, eventually, request, serve_wsgi
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
+from helpers.wsgi_server import ServeWSGI, request, serve_wsgi
 from tornado_worker import WSGIContainer
 from tornado_worker.logs.guard import guarded
 from tornado_worker.wsgi.call import Exchange
@@ -626,4 +627,4 @@ def test_xheaders_over_a_unix_socket(gunicorn: Gunicorn, xheaders: bool) -> None
     assert process.request("/", headers=fields, address=address).text == repr(expected)
     assert process.request("/", address=address).text == repr(("", None))
     if xheaders:
-        wait_until(lambda: process.count_log("/ is from 192.0.2.1"), what="it is logged")
+        eventually(lambda: process.count_log("/ is from 192.0.2.1"), what="it is logged")

@@ -17,7 +17,8 @@ import pytest
 import requests
 
 from helpers.gunicorn_process import GunicornProcess
-from helpers.wsgi_server import ServeWSGI, WSGIServer, eventually, serve_wsgi
+from helpers.waiting import eventually
+from helpers.wsgi_server import ServeWSGI, WSGIServer, serve_wsgi
 
 __all__ = ["serve_wsgi"]
 

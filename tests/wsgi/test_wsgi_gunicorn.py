@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import read_all
 
 Gunicorn = Callable[..., GunicornProcess]
 
@@ -232,20 +232,13 @@ def test_a_queue_and_uploads_at_the_end(gunicorn: Gunicorn) -> None:
     process.wait_log("Handling signal: term")
     socks[4].sendall(b"0123456789")
     for sock in socks:
-        data = read_all(sock)
+        with sock:
+            data = read_all(sock)
         assert data.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"Connection: close\r\n" in data
     assert process.wait_exit() == 0
     assert process.count_log("ERROR|WARNING") == 0
     assert pid not in process.worker_pids()
-
-
-def read_all(sock: socket.socket) -> bytes:
-    data = b""
-    with sock:
-        while block := sock.recv(65536):
-            data += block
-    return data
 
 
 def test_preload_app_forks_clean(gunicorn: Gunicorn) -> None:

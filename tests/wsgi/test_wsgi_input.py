@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
+from helpers.waiting import eventually
+from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, request, serve_wsgi
 from tornado_worker.wsgi.body import MEMORY_MAX
 
 __all__ = ["serve_wsgi"]
@@ -337,7 +338,8 @@ def test_100_continue_is_sent_at_the_first_read(serve_wsgi: ServeWSGI) -> None:
     def view(stream: Any) -> bytes:
         started.set()
         assert go.wait(20)
-        return stream.read(5)
+        data: bytes = stream.read(5)
+        return data
 
     client = serve_wsgi(app_of(view)).connect()
     for _ in range(2):
@@ -466,7 +468,9 @@ def test_a_broken_chunk_is_an_error_of_read(serve_wsgi: ServeWSGI) -> None:
     client.send(b"zz\r\n")
     eventually(lambda: errors, "read has raised")
     assert client.receive_all().startswith(b"HTTP/1.1 400 ")
-    serve_wsgi.logs.lines.clear()  # each server says it in its own words
+    serve_wsgi.logs.expect(
+        "re:INFO tornado.general: Malformed HTTP message from 127.0.0.1: invalid chunk size.*"
+    )
 
 
 def test_a_client_that_leaves_before_its_body_took_a_thread_never_runs(

@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
 
 requests = pytest.importorskip("requests")
 pytest.importorskip("flask")
@@ -40,7 +42,7 @@ def process(
 
 
 @pytest.fixture
-def browser(process: GunicornProcess) -> Iterator[requests.Session]:
+def browser(process: GunicornProcess) -> Iterator[Any]:
     with requests.Session() as session:
         session.trust_env = False
         yield session
@@ -64,7 +66,7 @@ class Poll:
         return text
 
 
-def wait_for_polls(process: GunicornProcess, browser: requests.Session) -> None:
+def wait_for_polls(process: GunicornProcess, browser: Any) -> None:
     """Return when polls that were sent before must have arrived."""
     # What was connected before is accepted before, on one loop.
     for _ in range(3):
@@ -74,7 +76,7 @@ def wait_for_polls(process: GunicornProcess, browser: requests.Session) -> None:
 
 
 def test_a_slow_view_runs_while_hundreds_of_polls_wait_and_are_answered(
-    process: GunicornProcess, browser: requests.Session
+    process: GunicornProcess, browser: Any
 ) -> None:
     seconds = 4
     ended = threading.Event()
@@ -101,9 +103,7 @@ def test_a_slow_view_runs_while_hundreds_of_polls_wait_and_are_answered(
     assert reports == ["all is well"] * 3
 
 
-def test_the_websocket_knows_the_sites_session(
-    process: GunicornProcess, browser: requests.Session
-) -> None:
+def test_the_websocket_knows_the_sites_session(process: GunicornProcess, browser: Any) -> None:
     poll = Poll(process)
     wait_for_polls(process, browser)
     browser.post(f"{process.url}/login", data={"name": "Ada"})
@@ -119,9 +119,7 @@ def test_the_websocket_knows_the_sites_session(
             websocket.recv(timeout=30)
 
 
-def test_a_stop_answers_polls_and_finishes_views(
-    process: GunicornProcess, browser: requests.Session
-) -> None:
+def test_a_stop_answers_polls_and_finishes_views(process: GunicornProcess, browser: Any) -> None:
     polls = [Poll(process) for _ in range(20)]
     wait_for_polls(process, browser)
     report = socket.create_connection(("127.0.0.1", process.port), timeout=30)
@@ -146,7 +144,7 @@ def test_a_view_that_outlasts_the_deadline_is_named(
     )
     sock = socket.create_connection(("127.0.0.1", process.port), timeout=30)
     sock.sendall(b"GET /report?seconds=60 HTTP/1.1\r\nHost: test\r\n\r\n")
-    wait_until(lambda: b"Hello" in requests.get(process.url, timeout=30).content)
+    eventually(lambda: b"Hello" in requests.get(process.url, timeout=30).content)
     process.signal(signal.SIGTERM)
     process.wait_log(r"a view still runs: GET /report\?seconds=60 \(\d+\.\d s\)")
     process.wait_exit()

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import tornado
 
-from helpers.gunicorn_process import GunicornProcess, wait_until
-from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, eventually, request, serve_wsgi
+from helpers.gunicorn_process import GunicornProcess
+from helpers.waiting import eventually
+from helpers.wsgi_server import Client, ServeWSGI, WSGIServer, request, serve_wsgi
 from tornado_worker.wsgi.body import MEMORY_MAX, RequestBody, Spool
 
 __all__ = ["serve_wsgi"]
@@ -328,6 +329,6 @@ def test_refused_and_logged_with_its_status(gunicorn: Callable[..., GunicornProc
         with process.connect() as sock:
             sock.sendall(post(1001, extra))
             assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
-    wait_until(lambda: process.count_log("^POST /x 413") == 2, what="both are logged")
+    eventually(lambda: process.count_log("^POST /x 413") == 2, what="both are logged")
     assert process.request("/y", "POST", b"x" * 1000).text == "1000"
     process.wait_log("POST /y 200")

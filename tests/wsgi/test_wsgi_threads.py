@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers.server_thread import eventually
+from helpers.waiting import eventually
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 
