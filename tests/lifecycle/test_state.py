@@ -65,6 +65,12 @@ def test_others_see_one_that_could_not_load_as_loading_until_it_is_reaped() -> N
     life = live(State.LOADING, State.GONE)
     assert life.row.states == [State.LOADING]  # type: ignore[union-attr]
     assert not life.told_to_leave
+    assert not life.has_booted
+
+
+def test_worker_that_hands_over_may_come_to_max_requests() -> None:
+    life = live(*SERVED, State.HANDING_OVER, State.RETIRING, State.DRAINING, State.GONE)
+    assert life.has_booted
 
 
 @pytest.mark.parametrize(

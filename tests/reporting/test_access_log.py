@@ -1,4 +1,4 @@
-"""access.py, atoms.py and frames.py: what a Gunicorn with this worker logs and counts."""
+"""access_log.py, atoms.py and traffic.py: what a Gunicorn with this worker logs and counts."""
 
 from __future__ import annotations
 

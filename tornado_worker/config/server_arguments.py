@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from gunicorn import sock
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
@@ -42,7 +42,18 @@ _CONTAINER_OPTIONS = {"max_spool_size"}
 _UNLIMITED_LINE = 1024 * 1024
 
 
-def server_arguments(cfg: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+class ServerSettings(Protocol):
+    """Gunicorn's configuration, with the settings that have other names in HTTPServer."""
+
+    is_ssl: bool
+    keepalive: int
+    limit_request_field_size: int
+    limit_request_fields: int
+    limit_request_line: int
+    worker_connections: int
+
+
+def server_arguments(cfg: ServerSettings, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of the HTTPServer for Gunicorn's `cfg`, and SERVER_OPTIONS.
 
     Loads the certificate, so it may raise exceptions of `ssl` and of the user's
@@ -72,7 +83,7 @@ def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
     }
 
 
-def _max_header_size(cfg: Any) -> int:
+def _max_header_size(cfg: ServerSettings) -> int:
     """Return the greatest size of a header section, computed as Gunicorn does (bytes)."""
     line = cfg.limit_request_line or _UNLIMITED_LINE
     fields = cfg.limit_request_fields or MAX_HEADERS

@@ -16,7 +16,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tornado_worker.lifecycle.siblings import Row, Siblings
 from tornado_worker.lifecycle.state import Life, State
@@ -29,13 +29,25 @@ _POLL_S = 0.05
 _SIGNAL_MAX_S = 60.0
 
 
+class WorkerNumber(Protocol):
+    """Gunicorn's configuration: how many workers there are to be, and the hook on changes."""
+
+    workers: int
+    nworkers_changed: Callable[[Any, int, int], object]
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a setting."""
+
+
 class Generation:
     """The workers of one configuration, in the arbiter.
 
     A reload makes a new configuration and so a new generation.
     """
 
-    def __init__(self, siblings: Siblings, cfg: Any, first_age: int, number: int = 0) -> None:
+    def __init__(
+        self, siblings: Siblings, cfg: WorkerNumber, first_age: int, number: int = 0
+    ) -> None:
         self.cfg = cfg
         #: Of the configuration: how many there have been before.
         self.number = number

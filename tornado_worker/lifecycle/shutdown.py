@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from tornado_worker.logs.interfaces import Log
+
 __all__ = ["end_with_main_thread", "finish_loop"]
 
 _MOMENT_S = 0.02
@@ -75,7 +77,7 @@ def _name(task: asyncio.Task[Any]) -> str:
     return str(getattr(coroutine, "__qualname__", coroutine))
 
 
-def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Any) -> None:
+def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Log) -> None:
     """Make the process exit with `status` within `timeout` seconds of the main thread's last line.
 
     Otherwise the interpreter would wait there for all threads but daemons, for

@@ -38,8 +38,8 @@ _NEXT: dict[State, set[State]] = {
     # DRAINING: told to leave before it served.
     State.STARTING: {State.SERVING, State.DRAINING},
     State.SERVING: {State.HANDING_OVER, State.RETIRING, State.DRAINING},
-    # SERVING again: the workers of the reload have not come up.
-    State.HANDING_OVER: {State.SERVING, State.DRAINING},
+    # SERVING again: the workers of the reload have not come up. RETIRING: at `max_requests`.
+    State.HANDING_OVER: {State.SERVING, State.RETIRING, State.DRAINING},
     State.RETIRING: {State.DRAINING},
     State.DRAINING: {State.HURRYING},
     State.HURRYING: set(),
@@ -71,6 +71,8 @@ class Life:
         self.told_to_leave = False
         #: The first reason to leave, for the log.
         self.why = "?"
+        #: Whether the application is loaded, and its hooks have been called.
+        self.has_booted = False
         self._retires = False
         self._leaving = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -84,17 +86,13 @@ class Life:
         if self.row is not None and not self._retires and state is not State.GONE:
             self.row.state = state
         self._retires = self._retires or state is State.RETIRING
+        self.has_booted = self.has_booted or state not in (State.LOADING, State.GONE)
         if state is State.DRAINING:
             self.told_to_leave = True
             draining.set()
             self._leaving.set()
         elif state is State.HURRYING:
             self._hurrying.set()
-
-    @property
-    def has_booted(self) -> bool:
-        """Whether the application is loaded, and its hooks have been called."""
-        return self.state not in (State.BOOTING, State.LOADING)
 
     @property
     def is_leaving(self) -> bool:

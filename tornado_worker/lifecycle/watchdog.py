@@ -18,6 +18,7 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from tornado_worker.lifecycle import stop_requests
+from tornado_worker.logs.interfaces import Log
 
 __all__ = ["Watchdog", "format_stack"]
 
@@ -51,7 +52,7 @@ class Watchdog:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        log: Any,
+        log: Log,
         *,
         stuck_s: float,
         slow_s: float,

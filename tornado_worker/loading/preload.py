@@ -15,6 +15,8 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
+from tornado_worker.logs.interfaces import Log
+
 __all__ = ["ADVICE", "callback_name", "check_preloaded"]
 
 ADVICE = (
@@ -25,7 +27,7 @@ ADVICE = (
 )
 
 
-def check_preloaded(log: Any) -> None:
+def check_preloaded(log: Log) -> None:
     """Raise RuntimeError if work waits on a loop made before the fork; warn of an idle one.
 
     Call in the arbiter, when the application is loaded and no worker forked.

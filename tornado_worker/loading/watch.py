@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
 
+from tornado_worker.logs.interfaces import Log
+
 __all__ = ["LoadingWatch"]
 
 #: Seconds until the first warning. The next comes after twice as long, and so on.
@@ -65,7 +67,7 @@ _UNTIL_DONE_TEXT = re.compile(r"\brun_until_complete\(")
 class LoadingWatch:
     """Watches, in a `with`, the thread that enters it load the application `name`."""
 
-    def __init__(self, log: Any, name: str) -> None:
+    def __init__(self, log: Log, name: str) -> None:
         self._log = log
         self._name = name
         self._pid = os.getpid()

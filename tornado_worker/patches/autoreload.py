@@ -7,13 +7,21 @@ line of the process: in a worker, a second arbiter. Gunicorn's own reloader
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 from tornado import autoreload
+
+from tornado_worker.logs.interfaces import Log
 
 __all__ = ["explain_autoreload", "replace_autoreload"]
 
 _requested = False
+
+
+class Reloading(Protocol):
+    """Gunicorn's configuration: whether its own reloader watches the files."""
+
+    reload: bool
 
 
 def replace_autoreload() -> None:
@@ -21,7 +29,7 @@ def replace_autoreload() -> None:
     autoreload.start = _start
 
 
-def explain_autoreload(cfg: Any, log: Any) -> None:
+def explain_autoreload(cfg: Reloading, log: Log) -> None:
     """Say once in the error log how a request for autoreload was met."""
     global _requested
     if _requested:
