@@ -33,7 +33,7 @@ from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.failures import note_lost
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.atoms import Atoms
-from tornado_worker.reporting.hook_views import Exchange, Request, Response
+from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView, ResponseView
 from tornado_worker.reporting.traffic import ByteCounter, FrameCounter, ObservedStream
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
 
@@ -98,13 +98,19 @@ class AccessLog:
     def exchange_started(self, exchange: RequestConnection) -> None:
         if self._pre_request is None:
             return
-        exchange.observed = request = Request(exchange)
+        request = RequestView(exchange)
+        exchange.observed = _Notes(request)
         try:
             self._pre_request(self._worker, request)
             request.take_changes()
         except Exception:
             # Broad: it is the user's code, and must not break the request.
             guarded(self._log.exception, "Exception in pre_request hook")
+
+    def exchange_noted(self, exchange: RequestConnection, note: object) -> None:
+        # The application's environ: it may change it, and the line tells of the changes.
+        assert isinstance(note, dict)
+        _notes(exchange).environ = note
 
     def exchange_finished(self, exchange: RequestConnection) -> None:
         self._tell(exchange, exchange.status or CLIENT_CLOSED_REQUEST)
@@ -137,7 +143,7 @@ class AccessLog:
         exchange.body_sent = outgoing.payload
         if isinstance(incoming, FrameCounter) and isinstance(outgoing, FrameCounter):
             code = incoming.close_code or outgoing.close_code or _ABNORMAL_CLOSURE
-            exchange.environ = {
+            _notes(exchange).environ = {
                 **self._environ(exchange),
                 "websocket.close_code": str(code),
                 "websocket.received": str(incoming.payload),
@@ -158,18 +164,19 @@ class AccessLog:
 
     def _call_post_request(self, exchange: RequestConnection, status: int) -> None:
         assert self._post_request is not None
-        request = getattr(exchange, "observed", None) or Request(exchange)
-        response = Response(exchange, status, exchange.body_sent)
+        request = _request_view(exchange)
+        response = ResponseView(exchange, status, exchange.body_sent)
         try:
             self._post_request(self._worker, request, self._environ(exchange), response)
         except Exception:
             # Broad: as for pre_request.
             guarded(self._log.exception, "Exception in post_request hook")
 
-    def _environ(self, exchange: Exchange) -> dict[str, Any]:
+    def _environ(self, exchange: ExchangeFacts) -> dict[str, Any]:
         """Return the application's environ, or one like it for who has none."""
-        if exchange.environ is not None:
-            return exchange.environ
+        notes = _notes(exchange)
+        if notes.environ is not None:
+            return notes.environ
         context = exchange.context
         address = context.address
         try:
@@ -191,11 +198,11 @@ class AccessLog:
                 "REMOTE_ADDR": address[0] if isinstance(address, tuple) else "",
             }
         environ["RAW_URI"] = exchange.raw_target
-        exchange.environ = environ
+        notes.environ = environ
         return environ
 
     def _write(
-        self, exchange: Exchange, status: int, seconds: float, message: str | None = None
+        self, exchange: ExchangeFacts, status: int, seconds: float, message: str | None = None
     ) -> None:
         try:
             if self._standard:
@@ -204,7 +211,9 @@ class AccessLog:
                 log = self._log.access_log
                 if not log.isEnabledFor(logging.INFO):
                     return
-                atoms = Atoms(self._log, self._environ, exchange, status, seconds)
+                notes = exchange.observed
+                environ = None if notes is None else notes.environ
+                atoms = Atoms(self._log, self._environ, environ, exchange, status, seconds)
                 message = message or self._format
                 if (handler := _plain_handler(log)) is not None:
                     # The same bytes without a LogRecord: 12 us less.
@@ -219,14 +228,39 @@ class AccessLog:
                     record = log.makeRecord(log.name, logging.INFO, "", 0, message, (atoms,), None)
                     log.handle(record)
             elif message is None or getattr(self._log, "access_log_enabled", True):
-                request = getattr(exchange, "observed", None) or Request(exchange)
-                response = Response(exchange, status, exchange.body_sent)
+                request = _request_view(exchange)
+                response = ResponseView(exchange, status, exchange.body_sent)
                 environ = self._environ(exchange) if self._needs_environ else {}
                 elapsed = datetime.timedelta(seconds=seconds)
                 self._log.access(response, request, environ, elapsed)
         except Exception:
             # Broad: formats, filters and logger classes are the user's.
             guarded(self._log.error, traceback.format_exc())
+
+
+class _Notes:
+    """What the observer keeps of an exchange: `exchange.observed`."""
+
+    __slots__ = ("environ", "request")
+
+    def __init__(self, request: RequestView | None = None) -> None:
+        #: What the hooks get; None until one needs it.
+        self.request = request
+        #: The application's environ, or one like it.
+        self.environ: dict[str, Any] | None = None
+
+
+def _notes(exchange: ExchangeFacts) -> _Notes:
+    notes: _Notes | None = exchange.observed
+    if notes is None:
+        notes = exchange.observed = _Notes()
+    return notes
+
+
+def _request_view(exchange: ExchangeFacts) -> RequestView:
+    """Return the view that the hooks of this exchange have seen before, if one has."""
+    notes: _Notes | None = exchange.observed
+    return RequestView(exchange) if notes is None or notes.request is None else notes.request
 
 
 def _seconds_since(started: float) -> float:
@@ -295,7 +329,7 @@ def _pre_request_hook(cfg: Any, log: Any) -> Any:
 class _Refused:
     """What is known of a message that never became an exchange."""
 
-    environ: dict[str, Any] | None = None
+    observed: _Notes | None = None
     response_headers: httputil.HTTPHeaders | None = None
     keep_alive = False
     body_sent = 0

@@ -15,8 +15,6 @@ import os
 import time
 import types
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,24 +23,17 @@ import tornado.wsgi
 from tornado import httputil
 from tornado.log import access_log, app_log
 
-from tornado_worker.logs.guard import guarded
+from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
-from tornado_worker.wsgi.call import Exchange
+from tornado_worker.wsgi.call import WSGICall
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
+from tornado_worker.wsgi.server_connection import server_connection
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 __all__ = ["WSGIContainer", "running", "use_settings"]
-
-# At most one warning in this time that requests are refused, and one that they
-# wait (seconds).
-_WARN_INTERVAL_S = 10.0
-_WAIT_WARN_INTERVAL_S = 30.0
-# Running requests that the latter names, those that run longest.
-_NAMED_MAX = 5
-_TARGET_MAX = 100
 
 # What a request body may have where nobody set a limit: it is not kept in memory.
 _UNLIMITED = (1 << 63) - 1
@@ -193,20 +184,24 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
-        return Exchange(self, request_conn)
+        if not self._open:
+            self._prepare()
+        return WSGICall(self, request_conn)
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
         """Serve a request that has been read already."""
-        exchange = Exchange(self, request.connection)
+        if not self._open:
+            self._prepare()
+        call = WSGICall(self, request.connection)
         assert request.method is not None and request.uri is not None
-        exchange.whole_body = request.body
-        exchange.receive_head(
+        call.whole_body = request.body
+        call.receive_head(
             httputil.RequestStartLine(request.method, request.uri, request.version),
             request.headers,
             request.remote_ip or "",
             request.protocol,
         )
-        exchange.finish()
+        call.finish()
 
     async def handle_request(self, request: httputil.HTTPServerRequest) -> None:
         self(request)
@@ -219,7 +214,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         return self.environs.build(
             httputil.RequestStartLine(request.method, request.uri, request.version),
             request.headers,
-            request.connection,
+            server_connection(request.connection),
             request.remote_ip or "",
             request.protocol,
         )
@@ -231,22 +226,15 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
 
         Including those that were answered and are in the application's `close`.
         """
-        if not self._open:
-            return []
-        now = time.monotonic()
-        return [
-            (*exchange.start_line[:2], now - since)
-            for exchange, since in list(self._threads.running.items())
-            if isinstance(exchange, Exchange)
-        ]
+        return self.admission.running() if self._open else []
 
     def close(self) -> None:
         """Let the threads end after the requests that wait. A later request starts new ones."""
         if self._open:
-            self._threads.close()
+            self.admission.threads.close()
             self.disk.close()
 
-    # Inside. The rest is for Exchange, on the loop.
+    # Inside. The rest is for WSGICall, on the loop.
 
     def _prepare(self) -> None:
         settings = self._settings or _settings or _Settings(None, app_log)
@@ -286,134 +274,37 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
             drop_underscores=cfg is None,
             errors=ErrorStream(cfg),
         )
-        self._threads = Threads(threads, "wsgi", self._executor)
+        own_threads = self._executor is None
+        self.admission = Admission(
+            Threads(threads, "wsgi", self._executor),
+            self.log,
+            waiting_max=max(options["worker_connections"], 1),
+            uploads_max=max(threads - 1, 1) if own_threads else 1 << 31,
+            slow_s=settings.slow_s,
+            thread_count=threads if own_threads else "those of the executor",
+        )
         self.disk = Threads(1, "wsgi-disk")
-        self._waiting_max = max(options["worker_connections"], 1)
-        self._warned = float("-inf")
-        # Requests whose body is still arriving: how many have or wait for a
-        # thread, and those that are kept back.
-        self._uploads = 0
-        self._uploads_max = max(threads - 1, 1) if self._executor is None else 1 << 31
-        # When each was submitted, in order, as in Threads.waiting.
-        self._held: OrderedDict[Exchange, float] = OrderedDict()
-        self._slow_s = settings.slow_s
-        self._wait_timer: asyncio.TimerHandle | None = None
-        self._told_waiting = float("-inf")
         self._mailbox: Mailbox | None = None
         _containers.add(self)
         self._open = True
 
     def mailbox(self) -> Mailbox:
         """Return the way back to the running loop."""
-        if not self._open:
-            self._prepare()
         mailbox = self._mailbox
         if mailbox is None or not mailbox.is_current():
             mailbox = self._mailbox = Mailbox(asyncio.get_running_loop())
         return mailbox
 
-    def submit(self, exchange: Exchange) -> None:
-        """Run `exchange` when it is its turn, or refuse it."""
-        threads = self._threads
-        # Not `waiting` alone: a thread that is free may not have woken yet.
-        unanswered = len(threads.running) + len(threads.waiting) + len(self._held)
-        if unanswered >= threads.count + self._waiting_max:
-            exchange.refuse()
-            self._warn()
-            return
-        if self._slow_s and unanswered >= threads.count and self._wait_timer is None:
-            self._watch_waiting(self._slow_s)
-        if exchange.body is None or exchange.body.ended:
-            threads.submit(exchange)
-        elif self._uploads < self._uploads_max:
-            self._uploads += 1
-            exchange.is_upload = True
-            threads.submit(exchange)
-        else:
-            self._held[exchange] = time.monotonic()
-
-    def withdraw(self, exchange: Exchange) -> bool:
-        """Forget `exchange` if it waits; tell whether it did."""
-        if exchange in self._held:
-            del self._held[exchange]
-            return True
-        return self._threads.withdraw(exchange)
-
-    def on_body_complete(self, exchange: Exchange) -> None:
-        """Note that `exchange`, which was submitted, is no upload any more."""
-        if exchange in self._held:
-            del self._held[exchange]
-            self._threads.submit(exchange)
-        elif exchange.is_upload:
-            self.end_upload(exchange)
-
-    def end_upload(self, exchange: Exchange) -> None:
-        """Note that `exchange`, an upload, is none any more, or over."""
-        exchange.is_upload = False
-        self._uploads -= 1
-        if self._held and self._uploads < self._uploads_max:
-            held, _ = self._held.popitem(last=False)
-            self._uploads += 1
-            held.is_upload = True
-            self._threads.submit(held)
-
-    def _warn(self) -> None:
-        now = time.monotonic()
-        if now - self._warned >= _WARN_INTERVAL_S:
-            self._warned = now
-            guarded(
-                self.log.warning,
-                "%d requests wait for a thread (worker_connections): answering 503",
-                self._waiting_max,
-            )
-
-    def _watch_waiting(self, delay: float) -> None:
-        mailbox = self.mailbox()
-        self._wait_timer = mailbox.call_later(delay, self._check_waiting)
-
-    def _check_waiting(self) -> None:
-        """Tell, once in a while, of requests that have waited long for a thread."""
-        self._wait_timer = None
-        # Threads take from it meanwhile, and may have reached its end.
-        oldest = min(next(iter(list(waits.values())), float("inf")) for waits in self._waits())
-        if oldest == float("inf"):
-            return  # the next that must wait starts the watch again
-        now = time.monotonic()
-        waited = now - oldest
-        if waited >= self._slow_s and now - self._told_waiting >= _WAIT_WARN_INTERVAL_S:
-            self._told_waiting = now
-            self._tell_waiting(waited)
-        untold = max(0.0, self._told_waiting + _WAIT_WARN_INTERVAL_S - now)
-        self._watch_waiting(max(untold, self._slow_s - waited, self._slow_s / 4))
-
-    def _waits(self) -> tuple[Mapping[Any, float], Mapping[Any, float]]:
-        return self._threads.waiting, self._held
-
-    def _tell_waiting(self, waited: float) -> None:
-        views = sorted(self.running(), key=lambda view: -view[2])
-        names = [f"{method} {target[:_TARGET_MAX]} ({age:.1f} s)" for method, target, age in views]
-        if len(names) > _NAMED_MAX:
-            names[_NAMED_MAX:] = [f"{len(names) - _NAMED_MAX} more"]
-        guarded(
-            self.log.warning,
-            "WSGI requests that wait for a thread: %d, the longest for %.1f s (threads = %s);"
-            " running: %s",
-            sum(map(len, self._waits())),
-            waited,
-            self._threads.count if self._executor is None else "those of the executor",
-            ", ".join(names) or "none",
-        )
-
-    def log_access(self, exchange: Exchange) -> None:
-        """Log an exchange as Tornado's container does."""
-        status = exchange.status
+    def log_access(self, call: WSGICall) -> None:
+        """Log a call as Tornado's container does."""
+        status = call.status
         level = logging.INFO
         if status >= 400:
             level = logging.WARNING if status < 500 else logging.ERROR
         if access_log.isEnabledFor(level):
-            milliseconds = 1000.0 * (time.time() - exchange.started)
-            who = (*exchange.start_line[:2], exchange.remote_ip)
-            access_log.log(level, "%d %s %s (%s) %.2fms", status, *who, milliseconds)
+            milliseconds = 1000.0 * (time.time() - call.started)
+            request = (*call.start_line[:2], call.remote_ip)
+            access_log.log(level, "%d %s %s (%s) %.2fms", status, *request, milliseconds)
 
 
 # Arguments

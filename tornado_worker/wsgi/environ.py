@@ -22,6 +22,7 @@ from tornado.httputil import split_host_and_port
 
 from tornado_worker.drain import draining
 from tornado_worker.logs.failures import note_lost
+from tornado_worker.wsgi.server_connection import PeerContext, RequestSource
 
 __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 
@@ -130,7 +131,7 @@ class EnvironBuilder:
         self,
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
-        connection: Any,
+        connection: RequestSource,
         remote_ip: str,
         protocol: str,
     ) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class EnvironBuilder:
         environ = self._fields(headers)
         environ.update(self._base)
         # As received: our server makes origin-form of the absolute form.
-        raw = getattr(connection, "raw_target", None) or target
+        raw = connection.raw_target or target
         if raw[0] == "/":
             # What urlsplit makes of it, for a fortieth of the price (10 us).
             path, _, query = raw.partition("#")[0].partition("?")
@@ -156,7 +157,7 @@ class EnvironBuilder:
         environ["QUERY_STRING"] = query
         environ["SERVER_PROTOCOL"] = version
         environ["wsgi.url_scheme"] = protocol
-        self._add_addresses(environ, connection, remote_ip, protocol)
+        self._add_addresses(environ, connection.context, remote_ip, protocol)
 
         script_name = self._script_name
         # Not the field Script-Name, which has the same key.
@@ -198,10 +199,9 @@ class EnvironBuilder:
         return entries
 
     def _add_addresses(
-        self, environ: dict[str, Any], connection: Any, remote_ip: str, protocol: str
+        self, environ: dict[str, Any], context: PeerContext, remote_ip: str, protocol: str
     ) -> None:
-        context = getattr(connection, "context", None)
-        address = getattr(context, "address", None)
+        address = context.address
         if type(address) is tuple:
             environ["REMOTE_ADDR"] = remote_ip
             environ["REMOTE_PORT"] = str(address[1])
@@ -213,9 +213,7 @@ class EnvironBuilder:
 
         # Where the listener is bound, as Gunicorn has it; without that (stock
         # Tornado), the address the client reached.
-        server = getattr(context, "server_address", None)
-        if server is None:
-            server = _local_address(connection)
+        server = context.server_address
         if type(server) is tuple:
             environ["SERVER_NAME"] = server[0]
             environ["SERVER_PORT"] = str(server[1])
@@ -228,7 +226,7 @@ class EnvironBuilder:
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = str(port)
 
-        proxy = getattr(context, "proxy_protocol_info", None)
+        proxy = context.proxy_protocol_info
         if proxy:
             environ["PROXY_PROTOCOL"] = proxy["proxy_protocol"]
             # The client is `context.address` already. A proxy that checks our
@@ -236,11 +234,3 @@ class EnvironBuilder:
             if proxy["proxy_addr"] is not None:
                 environ["PROXY_ADDR"] = proxy["proxy_addr"]
                 environ["PROXY_PORT"] = str(proxy["proxy_port"])
-
-
-def _local_address(connection: Any) -> Any:
-    """Return the address of our end of `connection`, "" when it has none to show."""
-    try:
-        return connection.stream.socket.getsockname()
-    except (AttributeError, OSError):  # another implementation, or closed
-        return ""

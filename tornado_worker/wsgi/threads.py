@@ -21,7 +21,7 @@ from tornado.log import app_log
 from tornado_worker import forked
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["Mailbox", "Threads"]
+__all__ = ["Mailbox", "Sender", "Threads"]
 
 Task = Callable[[], None]
 
