@@ -2,7 +2,7 @@
 
 `WSGICall` receives the request as Tornado's HTTPMessageDelegate, has the application
 run in a thread, and writes what that answers. May use a connection by the interface
-in server_connection.py only; never a transport or a parser.
+in connections.py only; never a transport or a parser.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tornado.log import app_log
 from tornado_worker.logs.guard import guarded
 from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import MEMORY_MAX, ClientDisconnected, RequestBody, Spool
+from tornado_worker.wsgi.connections import WSGIConnection, wsgi_connection
 from tornado_worker.wsgi.output import File, Head, OutputQueue
 from tornado_worker.wsgi.response_head import response_headers
 from tornado_worker.wsgi.run import ApplicationRun, RunOptions
-from tornado_worker.wsgi.server_connection import ServerConnection, server_connection
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 __all__ = ["Container", "WSGICall"]
@@ -66,7 +66,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
 
     # Defaults live on the class: a request sets few of them.
     #: The connection, not there any more when the exchange is over.
-    connection: ServerConnection
+    connection: WSGIConnection
     start_line: httputil.RequestStartLine
     remote_ip = ""
     body: RequestBody | None = None
@@ -89,7 +89,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
     def __init__(self, container: Container, connection: Any) -> None:
         """`connection` is any server's HTTPConnection."""
         self._container = container
-        self.connection = server_connection(connection)
+        self.connection = wsgi_connection(connection)
         self.started = time.time()
         self.output = OutputQueue()
 
@@ -292,7 +292,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
         except Exception:
             self._fail(connection)
 
-    def _fail(self, connection: ServerConnection) -> None:
+    def _fail(self, connection: WSGIConnection) -> None:
         """End the exchange because of the exception that is handled now."""
         # Not the application's: what it produced was checked in its thread.
         connection.close()

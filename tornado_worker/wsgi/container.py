@@ -26,8 +26,8 @@ from tornado.log import access_log, app_log
 from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
 from tornado_worker.wsgi.call import WSGICall
+from tornado_worker.wsgi.connections import wsgi_connection
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
-from tornado_worker.wsgi.server_connection import server_connection
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         return self.environs.build(
             httputil.RequestStartLine(request.method, request.uri, request.version),
             request.headers,
-            server_connection(request.connection),
+            wsgi_connection(request.connection),
             request.remote_ip or "",
             request.protocol,
         )

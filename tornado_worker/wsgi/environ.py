@@ -22,7 +22,7 @@ from tornado.httputil import split_host_and_port
 
 from tornado_worker.drain import draining
 from tornado_worker.logs.failures import note_lost
-from tornado_worker.wsgi.server_connection import PeerContext, RequestSource
+from tornado_worker.wsgi.connections import PeerContext, RequestSource
 
 __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 

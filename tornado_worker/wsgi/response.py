@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import IO, Any, Protocol
 
@@ -77,7 +77,7 @@ class ResponseWriter:
         self._sender = sender
         # What the application has said.
         self._start_line: ResponseStartLine | None = None
-        self._fields: list[tuple[str, str]] = []
+        self._fields: Sequence[tuple[str, str]] = ()
         # Of the body; None: not known ahead.
         self._length: int | None = None
         # Whether the response has none, whatever the application yields.

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 from tornado_worker.connection.fields import SpelledHeaders, http_date
 
-__all__ = ["ResponseHead", "parse_field", "parse_head", "response_headers"]
+__all__ = ["parse_field", "parse_head", "response_headers"]
 
 # As in gunicorn.http.wsgi and .message (RFC 9110 sections 5.5 and 5.6.2, RFC
 # 9112 section 4), without the statuses below 200: they are not final.
@@ -41,18 +40,14 @@ _start_lines: dict[str, ResponseStartLine] = {}
 _field_names: dict[str, str] = {}
 
 
-class ResponseHead(NamedTuple):
-    """What `start_response` was given."""
+def parse_head(
+    status: str, headers: Iterable[tuple[str, str]]
+) -> tuple[ResponseStartLine, list[tuple[str, str]], int | None]:
+    """Check the arguments of `start_response`; raise TypeError or ValueError for what is wrong.
 
-    start_line: ResponseStartLine
-    #: Without those that are the server's, and without Content-Length.
-    fields: list[tuple[str, str]]
-    #: The value of Content-Length.
-    length: int | None
-
-
-def parse_head(status: str, headers: Iterable[tuple[str, str]]) -> ResponseHead:
-    """Check the arguments of `start_response`; raise TypeError or ValueError for what is wrong."""
+    Returns the start line, the fields without those that are the server's, and the
+    value of Content-Length, which is not among the fields.
+    """
     start_line = _start_lines.get(status) or _parse_status(status)
     length = None
     fields = []
@@ -66,7 +61,7 @@ def parse_head(status: str, headers: Iterable[tuple[str, str]]) -> ResponseHead:
             length = _parse_length(value, length)
         elif lower not in _SERVER_FIELDS:
             fields.append((name, value))
-    return ResponseHead(start_line, fields, length)
+    return start_line, fields, length
 
 
 def parse_field(name: str | bytes, value: str | bytes) -> tuple[str, str]:

@@ -16,10 +16,10 @@ from tornado import httputil
 from tornado_worker.forked import end_child, is_child
 from tornado_worker.logs.guard import guarded
 from tornado_worker.wsgi.body import ClientDisconnected, RequestBody
+from tornado_worker.wsgi.connections import WSGIConnection
 from tornado_worker.wsgi.environ import EnvironBuilder
 from tornado_worker.wsgi.output import OutputQueue
 from tornado_worker.wsgi.response import ResponseOptions, ResponseWriter
-from tornado_worker.wsgi.server_connection import ServerConnection
 from tornado_worker.wsgi.threads import Mailbox, Sender
 
 __all__ = ["ApplicationRun", "RunOptions"]
@@ -63,7 +63,7 @@ class ApplicationRun:
     def __init__(
         self,
         options: RunOptions,
-        connection: ServerConnection,
+        connection: WSGIConnection,
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
         remote_ip: str,
@@ -76,7 +76,7 @@ class ApplicationRun:
         sender: Sender,
     ) -> None:
         self._options = options
-        self._connection: ServerConnection | None = connection
+        self._connection: WSGIConnection | None = connection
         #: Method, target and version, for everybody to look at.
         self.start_line = start_line
         self._headers = headers

@@ -1,6 +1,6 @@
 """What a WSGI request needs of its connection, on any server.
 
-`ServerConnection` is the interface; connections of this package's server have it
+`WSGIConnection` is the interface; connections of this package's server have it
 by themselves, and `StockConnection` gives it to those of Tornado's own server.
 Nothing else in `wsgi` looks at how a connection is made.
 """
@@ -19,9 +19,9 @@ __all__ = [
     "OFFERED",
     "PeerContext",
     "RequestSource",
-    "ServerConnection",
     "StockConnection",
-    "server_connection",
+    "WSGIConnection",
+    "wsgi_connection",
 ]
 
 
@@ -61,7 +61,7 @@ class RequestSource(Protocol):
         """The target as received; "" where it is that of the start line."""
 
 
-class ServerConnection(RequestSource, Protocol):
+class WSGIConnection(RequestSource, Protocol):
     """One exchange, to be answered: Tornado's HTTPConnection, and more."""
 
     #: What a longer body is answered.
@@ -131,10 +131,10 @@ def _offers_all(kind: type) -> bool:
     return all(hasattr(kind, name) for name in OFFERED)
 
 
-def server_connection(connection: Any) -> ServerConnection:
+def wsgi_connection(connection: Any) -> WSGIConnection:
     """Return what a WSGI request uses in place of the server's `connection`."""
     if _offers_all(type(connection)):  # type: ignore[arg-type]  # any class is hashable
-        return cast(ServerConnection, connection)
+        return cast(WSGIConnection, connection)
     return StockConnection(connection)
 
 
