@@ -1,8 +1,8 @@
 """Which WSGI requests run when, and which are refused.
 
-`Admission` stands before the threads of one container: it counts, keeps uploads
-back and says what waits for long. All of it is the loop's. Knows of a request
-only whether its body is whole.
+`Admission` stands before the threads of one container: it counts requests, holds
+uploads back, and logs when requests wait for long. All of it is the loop's. Knows of
+a request only whether its body is whole.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from tornado_worker.wsgi.threads import Mailbox, Threads
 
 __all__ = ["Admission"]
 
-# At most one warning in this time that requests are refused, and one that they
+# Between two warnings that requests are refused, and between two that requests
 # wait (seconds).
 _WARN_INTERVAL_S = 10.0
 _WAIT_WARN_INTERVAL_S = 30.0
-# Running requests that the latter names, those that run longest.
+# The warning that requests wait names so many of the running ones, the oldest.
 _NAMED_MAX = 5
+# Characters of a target in it.
 _TARGET_MAX = 100
 
 
 class Candidate(Protocol):
     """A request that is to run."""
 
-    #: None: it has none, or it was read before.
+    #: None: there is no body, or it was read before.
     body: RequestBody | None
     mailbox: Mailbox
 
     @property
     def run(self) -> ApplicationRun | None:
-        """What a thread is given for it."""
+        """The task for a thread; not None when the request is submitted."""
 
     def refuse(self) -> None:
         """Answer 503 without running the application."""
 
 
 class Admission:
-    """Runs requests on `threads` in the order of arrival, at most `waiting_max` of them waiting.
+    """Runs requests on `threads` in the order of arrival; at most `waiting_max` may wait.
 
-    Requests whose body is still arriving have or wait for at most `uploads_max`
-    threads; the others of that kind are held back, because a slow upload holds its
-    thread. `thread_count` is what the log says of the threads. `slow_s`: see
-    `WSGIContainer.use_settings`.
+    A slow upload occupies its thread. So at most `uploads_max` requests whose body is
+    still arriving run or wait for a thread; more of them are held back. `thread_count`
+    is for the log. `slow_s`: see `use_settings`.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Admission:
         self.waiting_max = waiting_max
         self.log = log
         self._warned = float("-inf")
-        # Requests whose body is still arriving: those that have or wait for a
-        # thread, and those that are held back, with the time at which each was
-        # submitted, in order, as in Threads.waiting.
+        # Requests whose body is still arriving, and that run or wait for a thread.
         self._uploads: set[Candidate] = set()
         self._uploads_max = uploads_max
+        # Those that are held back, in order, and when each was submitted: as in
+        # Threads.waiting.
         self._held: OrderedDict[Candidate, float] = OrderedDict()
         self._slow_s = slow_s
         self._thread_count = thread_count
@@ -83,7 +83,7 @@ class Admission:
         threads = self.threads
         run = request.run
         assert run is not None
-        # Not `waiting` alone: a thread that is free may not have woken yet.
+        # Not `waiting` alone: a free thread may not have woken yet.
         unanswered = len(threads.running) + len(threads.waiting) + len(self._held)
         if unanswered >= threads.count + self.waiting_max:
             request.refuse()
@@ -109,7 +109,7 @@ class Admission:
     def end_upload(self, request: Candidate) -> None:
         """Note that the body of `request` is whole, or that `request` is over.
 
-        Repeating it, and requests that were never submitted, do no harm.
+        Can be repeated, and called for requests that were never submitted.
         """
         if request in self._held:
             del self._held[request]
@@ -145,7 +145,7 @@ class Admission:
                 self.waiting_max,
             )
 
-    # What waits for long
+    # Requests that wait for long
 
     def _watch_waiting(self, mailbox: Mailbox, delay: float) -> None:
         def check() -> None:
@@ -154,12 +154,12 @@ class Admission:
         self._wait_timer = mailbox.call_later(delay, check)
 
     def _check_waiting(self, mailbox: Mailbox) -> None:
-        """Tell, once in a while, of requests that have waited long for a thread."""
+        """Log, once in a while, that requests have waited long for a thread."""
         self._wait_timer = None
-        # Threads take from it meanwhile, and may have reached its end.
+        # A copy: threads take requests out meanwhile.
         oldest = min(next(iter(list(waits.values())), float("inf")) for waits in self._waits())
         if oldest == float("inf"):
-            return  # the next that must wait starts the watch again
+            return  # the next request that must wait starts the timer again
         now = time.monotonic()
         waited = now - oldest
         if waited >= self._slow_s and now - self._told_waiting >= _WAIT_WARN_INTERVAL_S:

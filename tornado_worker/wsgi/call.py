@@ -1,8 +1,8 @@
 """One request to a WSGI application, on the loop.
 
 `WSGICall` receives the request as Tornado's HTTPMessageDelegate, has the application
-run in a thread, and writes what that answers. May use a connection by the interface
-in connections.py only; never a transport or a parser.
+run in a thread, and writes the response that the thread queues. May use a connection
+by the interface in connections.py only; never a transport or a parser.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BODY_GRACE_S = 0.05
 
 
 class Container(RunOptions, Protocol):
-    """What has an application run, one request at a time."""
+    """What a call needs of its `WSGIContainer`."""
 
     #: Decides which request runs when.
     admission: Admission
@@ -45,9 +45,11 @@ class Container(RunOptions, Protocol):
     logs_access: bool
     #: Bytes of a request's body; None: as many as the server allows.
     max_body_size: int | None
-    #: The thread for what may wait for a disk, and where bodies are that memory has no room for.
+    #: The thread that writes and closes temporary files, for a disk may be slow.
     disk: Threads
+    #: How much of request bodies may be on disk.
     spool: Spool
+    #: Where that is; None: the system's directory.
     tmp_upload_dir: str | None
 
     def mailbox(self) -> Mailbox:
@@ -61,7 +63,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
     """A request and its response. All of it is the loop's.
 
     The thread's side is an `ApplicationRun`, which exists from the time at which the
-    request is submitted; `output` is what both share.
+    request is submitted. Both share `body` and `output`.
     """
 
     # Defaults live on the class: a request sets few of them.
@@ -72,9 +74,9 @@ class WSGICall(httputil.HTTPMessageDelegate):
     body: RequestBody | None = None
     whole_body: bytes | None = None  # in place of `body`, of a request read by others
     mailbox: Mailbox
-    #: What a thread was given; None before and after.
+    #: The thread's side; None before the request is submitted, and when the call is over.
     run: ApplicationRun | None = None
-    #: Of the response's head, 0 before that is written.
+    #: The status that was written, 0 before.
     status = 0
 
     _headers: HTTPHeaders
@@ -107,10 +109,10 @@ class WSGICall(httputil.HTTPMessageDelegate):
             length = headers["Content-Length"]
             if length == "0":
                 return None
-            # Servers have checked it; it is not for us to raise in its place.
+            # The server checks it; raising here would take its place.
             size = int(length) if length.isdigit() else MEMORY_MAX + 1
         elif "Transfer-Encoding" in headers:
-            size = 0  # as far as one can tell
+            size = 0  # not known ahead
         else:
             return None
         return self._expect_body(headers, size)
@@ -122,7 +124,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
         remote_ip: str,
         protocol: str,
     ) -> None:
-        """Take what `headers_received` is told, and what the context says at that time."""
+        """Take the head, and the context's `remote_ip` and `protocol` at this time."""
         self.start_line = start_line
         self._headers = headers
         self.remote_ip = remote_ip
@@ -130,7 +132,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
         self.connection.set_close_callback(self.on_connection_close)
 
     def _expect_body(self, headers: HTTPHeaders, size: int) -> asyncio.Future[None] | None:
-        """Prepare for a body, whose length is `size` unless it says at its end."""
+        """Prepare for a body of `size` bytes, 0: it ends with its last chunk."""
         container = self._container
         connection = self.connection
         mailbox = container.mailbox()
@@ -139,7 +141,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
             connection.set_max_body_size(limit)
         connection.oversize_status = 413
         if size > connection.max_body_size:
-            return None  # refused where we return to, before anything is read of it
+            return None  # the server refuses it before it reads any of it
         expects = (
             headers.get("Expect", "").lower() == "100-continue"
             and self.start_line.version != "HTTP/1.0"
@@ -183,7 +185,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
             self.body.fail(ClientDisconnected("the client went away"))
         output.wake()
         if self.run is None or self._container.admission.withdraw(self):
-            self._discard_body()  # otherwise the thread does
+            self._discard_body()  # otherwise the thread drops it
         self._leave()
 
     def _submit(self) -> None:
@@ -209,15 +211,15 @@ class WSGICall(httputil.HTTPMessageDelegate):
         try:
             container.admission.submit(self)
         except Exception:
-            # An executor that was shut down, say. A timer may have brought us
-            # here, so that nobody else would answer.
+            # For example an executor that was shut down. A timer may have called this,
+            # and then nobody else would answer.
             self.refuse()
             guarded(app_log.error, "Uncaught exception", exc_info=True)
 
     def _cancel_start(self) -> None:
         if self._start_timer is not None:
             self._start_timer.cancel()
-            self._start_timer = None  # it refers to us
+            self._start_timer = None  # it refers to this call
 
     def _continue(self) -> None:
         if self._may_continue is not None and not self._may_continue.done():
@@ -240,7 +242,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
         self._discard_body()
 
     def flush(self) -> None:
-        """Write what the thread has queued by now, as far as the client takes it."""
+        """Write the queued items, as far as the client takes them."""
         output = self.output
         output.signals_seen = output.signals
         if self._writing or output.gone or self._done:
@@ -248,7 +250,8 @@ class WSGICall(httputil.HTTPMessageDelegate):
         connection = self.connection
         ended = output.ended  # before the items, see OutputQueue
         items = output.items
-        # A thread may be faster than we are: what it adds is the next turn's.
+        # The thread may be faster than the loop: items that it adds now are for the
+        # next turn.
         left = len(items)
         try:
             while left > 0:
@@ -294,7 +297,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
 
     def _fail(self, connection: WSGIConnection) -> None:
         """End the exchange because of the exception that is handled now."""
-        # Not the application's: what it produced was checked in its thread.
+        # Not the application's exception: its response was checked in the thread.
         connection.close()
         self.on_connection_close()
         guarded(app_log.error, "Uncaught exception", exc_info=True)
@@ -332,7 +335,7 @@ class WSGICall(httputil.HTTPMessageDelegate):
         return True
 
     def _log_unsent(self, error: BaseException | None) -> None:
-        # That the client went away is no error, and a file that became shorter is.
+        # A client that went away is no error; a file that became shorter is.
         if error is not None and not isinstance(error, (StreamClosedError, ConnectionError)):
             guarded(app_log.error, "Error sending a response", exc_info=error)
 
@@ -347,8 +350,8 @@ class WSGICall(httputil.HTTPMessageDelegate):
             connection.keep_alive = False
         end = connection.finish
         try:
-            # What the view has set is there for who logs the access. A copy: the
-            # thread may still be in the application's close().
+            # In the view's context: the access log sees the variables that it has
+            # set. A copy: the thread may still be in the application's close().
             context = self._context
             if context is None:
                 end()
@@ -365,9 +368,9 @@ class WSGICall(httputil.HTTPMessageDelegate):
         self.on_connection_close()
 
     def _leave(self) -> None:
-        """Let go of the connection; what the thread still does concerns nobody."""
-        # No reference cycle stays behind for the garbage collector: what the
-        # application leaves in its context may lead back to us.
+        """Let go of the connection and of the thread's side, which may still run."""
+        # Leave no reference cycle for the garbage collector: the values in the
+        # application's context may lead back to this call.
         self.connection.set_close_callback(None)
         del self.connection
         self.run = self._context = None

@@ -1,8 +1,8 @@
-"""What a WSGI request needs of its connection, on any server.
+"""Connections as WSGI requests use them, on any server.
 
-`WSGIConnection` is the interface; connections of this package's server have it
-by themselves, and `StockConnection` gives it to those of Tornado's own server.
-Nothing else in `wsgi` looks at how a connection is made.
+`WSGIConnection` is the interface. This package's server has it by itself;
+`StockConnection` gives it to connections of Tornado's own server. No other module of
+`wsgi` looks at how a connection is made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class PeerContext(Protocol):
-    """Who the client is, and where it came in."""
+    """The two ends of a connection."""
 
     @property
     def remote_ip(self) -> str:
@@ -38,33 +38,33 @@ class PeerContext(Protocol):
 
     @property
     def address(self) -> Any:
-        """The client's address; no tuple for a Unix socket."""
+        """The client's address; anything but a tuple for a Unix socket."""
 
     @property
     def server_address(self) -> Any:
-        """Where the listener is bound, or the address that the client reached."""
+        """The listener's address, or else the one that the client reached."""
 
     @property
     def proxy_protocol_info(self) -> dict[str, Any] | None:
-        """What a PROXY protocol header said: Gunicorn's dict of it."""
+        """The PROXY protocol header as Gunicorn's dict, None without."""
 
 
 class RequestSource(Protocol):
-    """Where an environ comes from, beside the head of the request."""
+    """What an environ needs beside the head of the request."""
 
     @property
     def context(self) -> PeerContext:
-        """Who the client is."""
+        """The two ends of the connection."""
 
     @property
     def raw_target(self) -> str:
-        """The target as received; "" where it is that of the start line."""
+        """The target as received; "" if the start line has it as it was received."""
 
 
 class WSGIConnection(RequestSource, Protocol):
     """One exchange, to be answered: Tornado's HTTPConnection, and more."""
 
-    #: What a longer body is answered.
+    #: The status of the answer to a longer body.
     oversize_status: int
     #: Whether the connection goes on after this exchange. Can be set to False.
     keep_alive: bool
@@ -104,13 +104,13 @@ class WSGIConnection(RequestSource, Protocol):
         """Close the connection at once."""
 
     def cut_short(self) -> None:
-        """End the connection after what was written of the response has left."""
+        """End the connection in the middle of the response, after the bytes written have left."""
 
     def tell_observer(self, note: object) -> None:
-        """Hand `note` on this exchange to what the server reports to. Any thread."""
+        """Hand `note` on this exchange to the server's observer. Any thread."""
 
 
-# What a class of connections must have, beyond Tornado's interface, to be used as it is.
+# Attributes beyond Tornado's interface that a class must have to be used as it is.
 OFFERED = (
     "context",
     "cut_short",
@@ -125,14 +125,14 @@ OFFERED = (
 )
 
 
-# Classes of connections are few; the bound is for those that make them as they go.
+# Classes of connections are few; the bound is for applications that make them at runtime.
 @functools.lru_cache(maxsize=64)
 def _offers_all(kind: type) -> bool:
     return all(hasattr(kind, name) for name in OFFERED)
 
 
 def wsgi_connection(connection: Any) -> WSGIConnection:
-    """Return what a WSGI request uses in place of the server's `connection`."""
+    """Return a server's `connection` as a WSGI request uses it: itself, or an adapter."""
     if _offers_all(type(connection)):  # type: ignore[arg-type]  # any class is hashable
         return cast(WSGIConnection, connection)
     return StockConnection(connection)
@@ -141,14 +141,14 @@ def wsgi_connection(connection: Any) -> WSGIConnection:
 class StockConnection:
     """A connection of Tornado's own server, or of another that has only its interface.
 
-    Reads what it is asked for at that time: `xheaders` changes the context between
-    one call and the next.
+    Reads the context each time it is asked: `xheaders` changes it between one call and
+    the next.
     """
 
     __slots__ = ("_connection", "keep_alive", "oversize_status")
 
     raw_target = ""
-    # The server itself refuses what is too long for it, with a status of its own.
+    # The server itself refuses longer bodies, with a status of its own.
     max_body_size: int = sys.maxsize
 
     def __init__(self, connection: Any) -> None:
@@ -189,8 +189,8 @@ class StockConnection:
         return None
 
     def finish(self) -> None:
-        # Tornado has no other way to end a connection after this response, of which
-        # everything is written.
+        # Everything is written by now, and Tornado has no other way to end the
+        # connection with this response.
         if self.keep_alive:
             self._connection.finish()
         else:
@@ -207,7 +207,7 @@ class StockConnection:
 
 
 class _StockContext:
-    """Tornado's `context` of a connection, if it has one, and what can be found out beside it."""
+    """The `context` of a connection, if it has one, and the address of our end."""
 
     __slots__ = ("_connection", "_context")
 
@@ -233,7 +233,7 @@ class _StockContext:
 
     @property
     def server_address(self) -> Any:
-        """The address of our end, "" when there is none to show."""
+        """The address that the client reached, "" if that cannot be found out."""
         try:
             return self._connection.stream.socket.getsockname()
         except (AttributeError, OSError):  # another implementation, or closed

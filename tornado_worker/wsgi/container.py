@@ -1,9 +1,9 @@
 """`WSGIContainer`: a WSGI application on threads, behind Tornado's interfaces.
 
-Says which requests run when; what becomes of one is in call.py. May use
-tornado.httputil and Gunicorn's configuration, never a connection. Makes no
-thread, lock or reference to a loop before the first request, so that a
-container may be made before a fork.
+Takes the arguments and settings, and makes what requests share. Which request runs
+when is in admission.py, the way of one request in call.py. May use tornado.httputil
+and Gunicorn's configuration, never a connection. Makes no thread, lock or reference
+to a loop before the first request, so that a container may be made before a fork.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["WSGIContainer", "running", "use_settings"]
 
-# What a request body may have where nobody set a limit: it is not kept in memory.
+# Bytes of a request body without a limit: bodies are not kept in memory.
 _UNLIMITED = (1 << 63) - 1
 
 
 class _Settings(NamedTuple):
-    """Gunicorn's settings and logger, and what else the user has set for the worker, if so."""
+    """Gunicorn's settings and logger, and those of the worker; see `use_settings`."""
 
     cfg: Any
     log: Any
@@ -49,7 +49,7 @@ class _Settings(NamedTuple):
     slow_s: float = 0.0
 
 
-# For containers that applications make.
+# For the containers that applications make.
 _settings: _Settings | None = None
 _containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
 
@@ -64,9 +64,9 @@ def use_settings(
 ) -> None:
     """Make Gunicorn's settings and logger the defaults of containers not used yet.
 
-    `max_body_size` and `max_spool_size` are what the user set for the server, if
-    anything. Requests that wait for a thread longer than `slow_s` seconds are told;
-    0: never. For the worker, before it loads the application.
+    `max_body_size` and `max_spool_size` are the user's limits for the server, in bytes;
+    None: not set. If a request waits for a thread longer than `slow_s` seconds, a line
+    in `log` says so; 0: never. For the worker, before it loads the application.
     """
     global _settings
     _settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
@@ -87,35 +87,34 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
 
     `executor` runs the requests instead of threads of our own; it must be one
     of threads. The other arguments are Gunicorn's settings of the same names.
-    One left out is what Gunicorn was told if the container serves under the
-    worker, and otherwise:
+    Under the worker, an argument left out has the value of the setting, and
+    otherwise:
 
     - `threads`: 1. Requests that run at the same time.
     - `worker_connections`: 1000. Requests that may wait for a thread; beyond,
-      the answer is 503 with Retry-After. One that is given up while it waits
-      never runs.
-    - `tmp_upload_dir`: the system's. Where request bodies go that the
-      application leaves unread while they arrive.
+      the answer is 503 with Retry-After. If the client goes away while its request
+      waits, that never runs.
+    - `tmp_upload_dir`: the system's. The directory for request bodies that the
+      application does not read while they arrive.
     - `sendfile`: True. Whether `wsgi.file_wrapper` may use os.sendfile.
     - `root_path`: "". SCRIPT_NAME, see environ.py.
-    - `workers`: 1. Says nothing but `wsgi.multiprocess`.
+    - `workers`: 1. Only for `wsgi.multiprocess`.
 
-    `max_body_size`, in bytes, takes the place of the server's own limit, whose
-    default is there to protect memory. Under the worker, bodies have no limit
-    unless the user set one. A longer one is answered 413; on Tornado's own
-    server, 400.
+    `max_body_size`, in bytes, replaces the server's own limit, whose default
+    protects memory. Under the worker, bodies have no limit unless the user set one.
+    The answer to a longer body is 413; on Tornado's own server, 400.
 
-    `max_spool_size`, in bytes, is how much request bodies may have in
-    `tmp_upload_dir`, all of this container together, and one of them a quarter of
-    it. Beyond, clients wait until the application reads. Without it, all
-    containers of the process share what the worker's SERVER_OPTIONS say, or
-    256 MiB.
+    `max_spool_size`, in bytes, limits the request bodies in `tmp_upload_dir`: all
+    of this container together to that size, and each to a quarter of it. Beyond,
+    clients wait until the application reads. Without it, all containers of the
+    process share the limit in the worker's SERVER_OPTIONS, or 256 MiB.
 
-    **When a request runs.** One without a body at once, or when a thread is free,
-    in the order of arrival. One with a body as soon as the body is whole; or
-    after 50 ms, or at once if it is long or the client waits for `100 Continue`,
-    and then it reads the rest while that arrives. A slow upload holds its
-    thread, so the last thread of several is kept for requests that are whole.
+    **When a request runs.** A request without a body runs at once, or when a thread
+    is free, in the order of arrival. A request with a body runs as soon as the body
+    is whole. After 50 ms it runs all the same, or at once if the body is long or the
+    client waits for `100 Continue`; then the application reads the rest while that
+    arrives. A slow upload occupies its thread, so the last thread of several is
+    kept for requests that are whole.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         max_body_size: int | None = None,
         max_spool_size: int | None = None,
     ) -> None:
-        """Raise TypeError or ValueError for an argument that no request could be served with."""
+        """Check the arguments; raise TypeError or ValueError for what is wrong."""
         _check_application(wsgi_application)
         _check_executor(executor)
         _check_count("threads", threads, 1)
@@ -179,7 +178,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         container._settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
         return container
 
-    # What Tornado calls
+    # For Tornado
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
@@ -189,7 +188,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         return WSGICall(self, request_conn)
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
-        """Serve a request that has been read already."""
+        """Serve a request that has been read to its end."""
         if not self._open:
             self._prepare()
         call = WSGICall(self, request.connection)
@@ -207,7 +206,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         self(request)
 
     def environ(self, request: httputil.HTTPServerRequest) -> dict[str, Any]:
-        """Return the environ of `request`, all but `wsgi.input` and `wsgi.early_hints`."""
+        """Return the environ of `request` without `wsgi.input` and `wsgi.early_hints`."""
         if not self._open:
             self._prepare()
         assert request.method is not None and request.uri is not None
@@ -240,7 +239,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         settings = self._settings or _settings or _Settings(None, app_log)
         cfg, max_body_size = settings.cfg, settings.max_body_size
         self.log: Any = settings.log
-        # Under the worker that is the server's job.
+        # Under the worker the server logs accesses.
         self.logs_access = cfg is None
         options: dict[str, Any] = {
             "threads": 1,
@@ -314,7 +313,7 @@ def _check_application(application: object) -> None:
     kind = type(application)
     if not callable(application):
         raise _wrong("wsgi_application", "a WSGI callable", application)
-    # Of the class, not by isinstance(): a proxy may have nothing behind it yet.
+    # Not isinstance(): it asks a proxy's object, which may not exist yet.
     if issubclass(kind, httputil.HTTPServerConnectionDelegate):
         raise TypeError(
             "invalid wsgi_application: expected a WSGI callable; got one of Tornado's,"

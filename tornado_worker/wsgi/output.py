@@ -40,7 +40,7 @@ class File(NamedTuple):
 
 
 class OutputQueue:
-    """What the thread has for the client, and what the loop says became of it.
+    """The thread's items for the client, and the loop's word on what became of them.
 
     Every field has one writer, and needs no lock. Two orders make that safe:
 
@@ -51,9 +51,9 @@ class OutputQueue:
     - **Towards the thread.** The loop writes its fields and then calls `wake`. The
       thread clears its event before it reads them, so that it misses no change.
 
-    The thread needs to signal only if the loop has looked since the last signal:
-    the loop copies `signals` to `signals_seen` before it looks at anything else, so
-    a signal that it has not seen yet covers what was put in the meantime too.
+    The thread signals only if the loop has looked since the last signal. The loop
+    copies `signals` to `signals_seen` before it looks at anything else, so a signal
+    that it has not seen yet covers all items put in until then.
     """
 
     __slots__ = (

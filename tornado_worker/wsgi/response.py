@@ -1,4 +1,4 @@
-"""What a WSGI application answers: checked by PEP 3333's rules, queued for the loop.
+"""The response of a WSGI application: checked by PEP 3333's rules, queued for the loop.
 
 `ResponseWriter` is the application's side of one response and belongs to its thread.
 It knows the rules for status, fields and blocks, and waits when the client is slow;
@@ -33,7 +33,7 @@ _FILE_BLOCK = 64 * 1024
 
 
 class ResponseOptions(Protocol):
-    """What a container says of all its responses."""
+    """Options of all responses of a container."""
 
     server_name: str
     #: Whether files may be sent by the kernel.
@@ -75,12 +75,12 @@ class ResponseWriter:
         self.output = output
         self._mailbox = mailbox
         self._sender = sender
-        # What the application has said.
+        # The arguments of start_response.
         self._start_line: ResponseStartLine | None = None
         self._fields: Sequence[tuple[str, str]] = ()
-        # Of the body; None: not known ahead.
+        # Bytes of the body; None: not known ahead.
         self._length: int | None = None
-        # Whether the response has none, whatever the application yields.
+        # Whether the response has no body, whatever the application yields.
         self._no_body = False
         self._head_queued = False
         # Whether the application gave more than Content-Length says.
@@ -109,8 +109,8 @@ class ResponseWriter:
         start_line, self._fields, length = parse_head(status, headers)
         code = start_line.code
         self._no_body = code in (204, 304) or self._request.method == "HEAD"
-        # RFC 9110 section 8.6: none in a 204, while HEAD and 304 may say what
-        # GET would.
+        # RFC 9110 section 8.6: no Content-Length in a 204, while responses to HEAD
+        # and 304 may have that of the GET.
         self._length = None if code == 204 else length
         self._start_line = start_line
         return self.write
@@ -139,7 +139,7 @@ class ResponseWriter:
         self._signal()
         self.output.wait_if_full()
 
-    # For whoever calls the application
+    # For ApplicationRun
 
     def send_iterable(self, app_iter: Any) -> None:
         """Send all that the application's iterable yields."""
@@ -151,7 +151,7 @@ class ResponseWriter:
         else:
             try:
                 is_only = len(app_iter) == 1
-            except TypeError:  # a proxy's class has `__len__`, whatever is behind it
+            except TypeError:  # a proxy's class has `__len__`, its object may not
                 is_only = False
             for block in app_iter:
                 if is_only and block and self._length is None and not self._head_queued:
@@ -165,7 +165,7 @@ class ResponseWriter:
         """End the response because the application failed."""
         output = self.output
         if self._excess:
-            # All that the client was promised is on its way.
+            # The whole body that the head announced is on its way.
             output.close_after = True
         elif self._head_queued:
             output.cut = True
@@ -238,7 +238,7 @@ class ResponseWriter:
         if self.output.ended:
             return
         if self._excess:
-            # The application has caught what write() raised.
+            # The application has swallowed the error that write() raised.
             raise HTTPOutputError("Tried to write more data than Content-Length")
         if self._start_line is None:
             raise AssertionError("the application did not call start_response()")
@@ -255,7 +255,7 @@ class ResponseWriter:
 
     def _signal(self) -> None:
         output = self.output
-        # If the loop has not looked since the last signal, it will find this as well.
+        # If the loop has not looked since the last signal, that one will do.
         if output.signals == output.signals_seen:
             output.signals += 1
             self._mailbox.signal(self._sender)
@@ -263,7 +263,7 @@ class ResponseWriter:
     # Files
 
     def _send_file(self, wrapper: FileWrapper) -> None:
-        """Send what is left of a file, at most up to Content-Length."""
+        """Send the rest of a file, at most up to Content-Length."""
         if self._start_line is not None and not self._no_body:
             if self._length is None and not self._head_queued:
                 self._length = _bytes_left(wrapper.filelike)
@@ -304,10 +304,10 @@ class ResponseWriter:
 
 
 def _bytes_left(file: Any) -> int | None:
-    """Return how many bytes a plain file has after its position, None if it is not one.
+    """Return how many bytes a plain file has after its position, None for other objects.
 
-    Only types that are known to give what their descriptor gives: GzipFile, for
-    one, has the descriptor of the compressed file.
+    Only for types whose bytes are known to be those of their descriptor: a GzipFile,
+    for example, has the descriptor of the compressed file.
     """
     if type(file).__module__ == "tempfile":
         file = getattr(file, "file", None)

@@ -19,8 +19,8 @@ __all__ = ["parse_field", "parse_head", "response_headers"]
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: ([ \t\x21-\x7e\x80-\xff]*))?")
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
 _FIELD_VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
-# What Gunicorn's workers take out of a response without a word: PEP 3333
-# leaves these fields to the server.
+# PEP 3333 leaves these fields to the server. Gunicorn's workers also drop them
+# without a word.
 _SERVER_FIELDS = {
     "connection",
     "date",

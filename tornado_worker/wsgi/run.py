@@ -1,8 +1,7 @@
 """One run of the application, in its thread.
 
-`ApplicationRun` is what a thread is given: the request, and where the answer goes. It
-calls the application, never a connection's writing side, and never the loop but by
-the queue.
+`ApplicationRun` is the task for a thread: the request, and the queue for its response.
+It never writes to a connection, and reaches the loop only by the queue and the body.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = ["ApplicationRun", "RunOptions"]
 
 
 class RunOptions(ResponseOptions, Protocol):
-    """What a container says of all its runs."""
+    """Options of all runs of a container."""
 
     @property
     def wsgi_application(self) -> Any:
@@ -40,9 +39,10 @@ class RunOptions(ResponseOptions, Protocol):
 class ApplicationRun:
     """Calls the application for one request and queues what it answers.
 
-    The loop makes it when the request is submitted, and from then on its fields are
-    the thread's. The thread shares with the loop `body` and `output`, which are made for
-    that, and for a moment `connection`, of which it only reads what was known before.
+    The loop makes it when the request is submitted; from then on its fields are the
+    thread's. The thread shares with the loop `body` and `output`, which are made for
+    that, and `connection` until it has an environ: it only reads fields that the loop
+    does not write any more.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class ApplicationRun:
     ) -> None:
         self._options = options
         self._connection: WSGIConnection | None = connection
-        #: Method, target and version, for everybody to look at.
+        #: Method, target and version; never changes.
         self.start_line = start_line
         self._headers = headers
         self._remote_ip = remote_ip
@@ -110,9 +110,9 @@ class ApplicationRun:
         except BaseException as e:
             if is_child():
                 end_child()
-            # SystemExit and KeyboardInterrupt too: the application cannot end
-            # the process, which serves others as well.
-            # The answer first: a log may be slow, or fail.
+            # SystemExit and KeyboardInterrupt too: the application must not end a
+            # process that serves other requests. The answer comes before the log,
+            # which may be slow, or fail.
             writer.send_error()
             self._log_error(e)
         finally:
@@ -124,8 +124,8 @@ class ApplicationRun:
                 self._log_error(e)
 
     def _environ(self, writer: ResponseWriter) -> dict[str, Any]:
-        # Nobody but the loop needs the connection from here on: a view that runs for
-        # long must not keep that of a client that went away.
+        # Drop the connection here: a view that runs for long must not keep that of a
+        # client that went away.
         connection, self._connection = self._connection, None
         assert connection is not None
         environ = self._options.environs.build(
@@ -135,7 +135,7 @@ class ApplicationRun:
             environ["wsgi.input"] = self._body.open()
             params = connection.params
             if params and params.decompress and "X-Consumed-Content-Encoding" in self._headers:
-                environ.pop("CONTENT_LENGTH", None)  # it was of what came compressed
+                environ.pop("CONTENT_LENGTH", None)  # that of the compressed body
         else:
             environ["wsgi.input"] = io.BytesIO(self._whole_body or b"")
         environ["wsgi.early_hints"] = writer.send_early_hints
