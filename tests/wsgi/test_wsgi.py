@@ -457,7 +457,7 @@ def test_from_config_takes_gunicorns_settings() -> None:
         root_path="/root",
         workers=3,
     )
-    log = SimpleNamespace()
+    log: Any = SimpleNamespace()
     container = start(WSGIContainer.from_config(hello, cfg, log))
     assert container.admission.threads.count == 7
     assert container.admission.waiting_max == 11
@@ -473,7 +473,7 @@ def test_settings_of_the_worker_are_the_defaults_of_containers_made_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wsgi, "_settings", None)
-    log = SimpleNamespace()
+    log: Any = SimpleNamespace()
     plain = WSGIContainer(hello)
     explicit = WSGIContainer(hello, threads=2, max_body_size=10)
     explicit_spool = WSGIContainer(hello, max_spool_size=40)

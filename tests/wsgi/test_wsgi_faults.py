@@ -371,7 +371,7 @@ def test_the_line_about_waiting_comes_once_in_a_while(monkeypatch: pytest.Monkey
     )
     lines: list[str] = []
     timers: list[tuple[float, Callable[[], None]]] = []
-    log = SimpleNamespace(warning=lambda text, *args: lines.append(text % args))
+    log: Any = SimpleNamespace(warning=lambda text, *args: lines.append(text % args))
     container = WSGIContainer.from_config(hello, None, log, slow_s=1.0)
     container._prepare()
     admission = container.admission

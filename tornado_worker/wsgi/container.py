@@ -16,7 +16,7 @@ import time
 import types
 import weakref
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gunicorn.http.wsgi
 import tornado.wsgi
@@ -28,6 +28,7 @@ from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
 from tornado_worker.wsgi.call import WSGICall
 from tornado_worker.wsgi.connections import wsgi_connection
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
+from tornado_worker.wsgi.run import ErrorLog
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 if TYPE_CHECKING:
@@ -39,11 +40,24 @@ __all__ = ["WSGIContainer", "running", "use_settings"]
 _UNLIMITED = (1 << 63) - 1
 
 
+class GunicornSettings(Protocol):
+    """The settings in Gunicorn's Config that WSGI requests depend on."""
+
+    threads: int
+    workers: int
+    worker_connections: int
+    tmp_upload_dir: str | None
+    sendfile: bool | None
+    root_path: str
+    #: For `wsgi.errors`: a path, or "-".
+    errorlog: str | None
+
+
 class _Settings(NamedTuple):
     """Gunicorn's settings and logger, and those of the worker; see `use_settings`."""
 
-    cfg: Any
-    log: Any
+    cfg: GunicornSettings | None
+    log: ErrorLog
     max_body_size: int | None = None
     max_spool_size: int | None = None
     slow_s: float = 0.0
@@ -55,8 +69,8 @@ _containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
 
 
 def use_settings(
-    cfg: Any,
-    log: Any,
+    cfg: GunicornSettings | None,
+    log: ErrorLog,
     max_body_size: int | None = None,
     *,
     max_spool_size: int | None = None,
@@ -163,14 +177,14 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     def from_config(
         cls,
         wsgi_application: WSGIApplication,
-        cfg: Any,
-        log: Any,
+        cfg: GunicornSettings | None,
+        log: ErrorLog,
         max_body_size: int | None = None,
         *,
         max_spool_size: int | None = None,
         slow_s: float = 0.0,
     ) -> WSGIContainer:
-        """Make a container that follows Gunicorn's `cfg` and logs to Gunicorn's `log`.
+        """Make a container that follows Gunicorn's `cfg`, if not None, and logs to `log`.
 
         The other arguments are those of `use_settings`.
         """
@@ -238,7 +252,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     def _prepare(self) -> None:
         settings = self._settings or _settings or _Settings(None, app_log)
         cfg, max_body_size = settings.cfg, settings.max_body_size
-        self.log: Any = settings.log
+        self.log = settings.log
         # Under the worker the server logs accesses.
         self.logs_access = cfg is None
         options: dict[str, Any] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import io
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tornado import httputil
@@ -21,7 +22,23 @@ from tornado_worker.wsgi.output import OutputQueue
 from tornado_worker.wsgi.response import ResponseOptions, ResponseWriter
 from tornado_worker.wsgi.threads import Mailbox, Sender
 
-__all__ = ["ApplicationRun", "RunOptions"]
+__all__ = ["ApplicationRun", "ErrorLog", "RunOptions"]
+
+
+class ErrorLog(Protocol):
+    """Gunicorn's Logger, or one of `logging`. Its methods may raise: they are the user's."""
+
+    @property
+    def debug(self) -> Callable[..., object]:
+        """Log a format and its arguments."""
+
+    @property
+    def warning(self) -> Callable[..., object]:
+        """Log a format and its arguments."""
+
+    @property
+    def error(self) -> Callable[..., object]:
+        """Log a format and its arguments, with `exc_info`."""
 
 
 class RunOptions(ResponseOptions, Protocol):
@@ -33,7 +50,7 @@ class RunOptions(ResponseOptions, Protocol):
 
     environs: EnvironBuilder
     #: Where errors of the application are logged.
-    log: Any
+    log: ErrorLog
 
 
 class ApplicationRun:
