@@ -26,7 +26,7 @@ from helpers.waiting import eventually
 from tornado_worker.reporting import access_log as access
 from tornado_worker.reporting.access_log import AccessLog, make_observers
 from tornado_worker.reporting.atoms import Atoms
-from tornado_worker.reporting.hook_views import Request, Response
+from tornado_worker.reporting.hook_views import RequestView, ResponseView
 from tornado_worker.reporting.traffic import FrameCounter
 
 Start = Callable[..., GunicornProcess]
@@ -699,12 +699,13 @@ class Record:
     context: Any = Context
     start_line = RequestStartLine("GET", '/a%20b?c="', "HTTP/1.1")
     raw_target = '/a%20b?c="'
-    environ: dict[str, Any] | None = None
+    observed: Any = None
     status = 200
     body_sent = 7
     keep_alive = True
     write_finished = True
     started = 0.0
+    response_headers: HTTPHeaders | None
 
     def __init__(self) -> None:
         self.headers = HTTPHeaders({"Host": "a", "Referer": 'x"y', "Cookie": "k"})
@@ -736,8 +737,8 @@ def test_atoms_are_those_of_gunicorn(tmp_path: Path) -> None:
     worker = Worker(accesslog=str(tmp_path / "log"))
     observer = AccessLog(worker)
     record = Record()
-    request = Request(record)
-    response = Response(record, 200, 7)
+    request = RequestView(record)
+    response = ResponseView(record, 200, 7)
     elapsed = 1.25
 
     expected = SafeAtoms(
@@ -748,10 +749,10 @@ def test_atoms_are_those_of_gunicorn(tmp_path: Path) -> None:
             datetime.timedelta(seconds=elapsed),
         )
     )
-    record.environ = None
+    record.observed = None
 
     def atoms() -> Atoms:
-        return Atoms(worker.log, observer._environ, record, 200, elapsed)
+        return Atoms(worker.log, observer._environ, None, record, 200, elapsed)
 
     for name in expected:
         if name.lower() not in ("{wsgi.errors}e", "t") and "draining" not in name:
@@ -763,7 +764,7 @@ def test_atoms_are_those_of_gunicorn(tmp_path: Path) -> None:
 def test_atoms_are_of_the_environ_that_the_application_leaves(tmp_path: Path) -> None:
     worker = Worker(accesslog=str(tmp_path / "log"))
     record = Record()
-    record.environ = {
+    environ = {
         "REMOTE_ADDR": '192.0.2.2"\n',
         "REQUEST_METHOD": "DELETE",
         "RAW_URI": "/a",
@@ -771,7 +772,7 @@ def test_atoms_are_of_the_environ_that_the_application_leaves(tmp_path: Path) ->
         "PATH_INFO": "/b",
         "HTTP_USER_AGENT": "c",
     }
-    atoms = Atoms(worker.log, lambda exchange: {}, record, 200, 0.0)  # type: ignore[arg-type]
+    atoms = Atoms(worker.log, lambda exchange: {}, environ, record, 200, 0.0)
     log_format = "%(h)s %(m)s %(H)s %(U)s %(r)s %(a)s %(f)s"
     line = log_format % atoms
     assert line == '192.0.2.2\\"\\n DELETE HTTP/1.1 /b DELETE /a HTTP/1.1 c -'

@@ -435,7 +435,7 @@ def gunicorn_settings(**changes: Any) -> Any:
 
 def start(container: WSGIContainer) -> WSGIContainer:
     async def first_request() -> None:
-        container.mailbox()
+        container.start_request(None, httputil.HTTPConnection())
 
     asyncio.run(first_request())
     return container
@@ -450,10 +450,10 @@ def test_from_config_takes_gunicorns_settings() -> None:
         root_path="/root",
         workers=3,
     )
-    log = SimpleNamespace()
+    log: Any = SimpleNamespace()
     container = start(WSGIContainer.from_config(hello, cfg, log))
-    assert container._threads.count == 7
-    assert container._waiting_max == 11
+    assert container.admission.threads.count == 7
+    assert container.admission.waiting_max == 11
     assert container.tmp_upload_dir == "/somewhere"
     assert container.sendfile is False
     assert container.log is log
@@ -466,18 +466,18 @@ def test_settings_of_the_worker_are_the_defaults_of_containers_made_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wsgi, "_settings", None)
-    log = SimpleNamespace()
+    log: Any = SimpleNamespace()
     plain = WSGIContainer(hello)
     explicit = WSGIContainer(hello, threads=2, max_body_size=10)
     explicit_spool = WSGIContainer(hello, max_spool_size=40)
     wsgi.use_settings(
         gunicorn_settings(threads=7), log, max_body_size=20, max_spool_size=30, slow_s=1.0
     )
-    assert start(plain)._threads.count == 7
+    assert start(plain).admission.threads.count == 7
     assert plain.log is log
     assert plain.max_body_size == 20
     assert plain.spool.size == 30
-    assert start(explicit)._threads.count == 2
+    assert start(explicit).admission.threads.count == 2
     assert explicit.max_body_size == 10
     assert explicit.spool is plain.spool  # what the process has, it has once
     assert start(explicit_spool).spool.size == 40
@@ -485,9 +485,9 @@ def test_settings_of_the_worker_are_the_defaults_of_containers_made_before(
 
 def test_defaults_without_gunicorn() -> None:
     container = start(WSGIContainer(hello))
-    assert container._threads.count == 1
+    assert container.admission.threads.count == 1
     assert container.spool.size == 256 << 20
-    assert container._waiting_max == 1000
+    assert container.admission.waiting_max == 1000
     assert container.sendfile is True
     assert container.max_body_size is None
 

@@ -20,7 +20,7 @@ from helpers.waiting import eventually
 from helpers.wsgi_server import ServeWSGI, request, serve_wsgi
 from tornado_worker import WSGIContainer
 from tornado_worker.logs.guard import guarded
-from tornado_worker.wsgi.call import Exchange
+from tornado_worker.wsgi.call import WSGICall
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 __all__ = ["serve_wsgi"]
@@ -202,7 +202,7 @@ def test_who_is_refused_is_refused_whatever_the_log_does(serve_wsgi: ServeWSGI) 
     clients = [server.connect() for _ in range(2)]
     clients[0].send(request())
     assert started.wait(20)
-    server.container.log = FullLog(OSError)
+    server.container.admission.log = FullLog(OSError)
     clients[1].send(request())
     server.turn()
     # One whose body is awaited first, so that a timer refuses it, and one without.
@@ -368,27 +368,26 @@ def test_requests_that_wait_are_told_with_what_keeps_the_threads(
 def test_the_line_about_waiting_comes_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(
-        "tornado_worker.wsgi.container.time", SimpleNamespace(monotonic=lambda: now[0])
+        "tornado_worker.wsgi.admission.time", SimpleNamespace(monotonic=lambda: now[0])
     )
     lines: list[str] = []
     timers: list[tuple[float, Callable[[], None]]] = []
-    log = SimpleNamespace(warning=lambda text, *args: lines.append(text % args))
+    log: Any = SimpleNamespace(warning=lambda text, *args: lines.append(text % args))
     container = WSGIContainer.from_config(hello, None, log, slow_s=1.0)
     container._prepare()
+    admission = container.admission
     mailbox: Any = SimpleNamespace(
-        is_current=lambda: True,
         call_later=lambda delay, callback: timers.append((now[0] + delay, callback)),
     )
-    container._mailbox = mailbox
 
     def next_timer() -> None:
         [(now[0], callback)] = timers
         timers.clear()
         callback()
 
-    waiting: Any = container._threads.waiting
+    waiting: Any = admission.threads.waiting
     waiting["a"] = now[0]
-    container._watch_waiting(1.0)
+    admission._watch_waiting(mailbox, 1.0)
     next_timer()
     assert len(lines) == 1
     assert now[0] == 1001.0
@@ -428,14 +427,14 @@ def test_a_turn_takes_no_more_than_was_there(size: int) -> None:
 
         connection = SimpleNamespace(write=write, set_close_callback=lambda callback: None)
         again: list[Any] = []
-        exchange = Exchange(WSGIContainer(hello), connection)
-        exchange.receive_head(RequestStartLine("GET", "/", "HTTP/1.1"), HTTPHeaders(), "", "http")
-        exchange.mailbox = SimpleNamespace(signal_again=again.append)  # type: ignore[assignment]
-        exchange.output = Refilled([b"x" * size] * 50)
-        exchange.flush()
+        call = WSGICall(WSGIContainer(hello), connection)
+        call.receive_head(RequestStartLine("GET", "/", "HTTP/1.1"), HTTPHeaders(), "", "http")
+        call.mailbox = SimpleNamespace(signal_again=again.append)  # type: ignore[assignment]
+        call.output.items = Refilled([b"x" * size] * 50)
+        call.flush()
         assert sum(written) == size * 50
-        assert again == [exchange]
-        assert exchange.connection is connection
+        assert again == [call]
+        assert call.connection  # which is deleted at the end
 
     asyncio.run(main())
 
@@ -482,7 +481,7 @@ def test_early_hints_without_end_wait_for_the_client(serve_wsgi: ServeWSGI) -> N
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         send = environ["wsgi.early_hints"]
-        queue = send.__self__.output
+        queue = send.__self__.output.items
         for _ in range(5000):
             send([("Link", "</a>")])
             lengths.append(len(queue))
@@ -500,7 +499,7 @@ def test_tiny_blocks_without_end_wait_for_the_loop(serve_wsgi: ServeWSGI) -> Non
     lengths: list[int] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        queue = start_response.__self__.output
+        queue = start_response.__self__.output.items
         start_response("200 OK", TEXT)
         for _ in range(20_000):
             yield b"x"

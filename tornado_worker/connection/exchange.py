@@ -90,6 +90,9 @@ class Channel(Protocol):
     def cut(self) -> bool:
         """End the exchange now: with a 503 if it has no answer yet."""
 
+    def tell_observer(self, exchange: RequestConnection, note: object) -> None:
+        """Hand the server's observer, if it has one, `note` on `exchange`. Any thread."""
+
     def detach(self, exchange: RequestConnection, owner: Any) -> IOStream:
         """Hand over what is beneath to a stream of `owner`'s."""
 
@@ -114,7 +117,6 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         "body_timeout",
         "context",
         "delegate",
-        "environ",
         "headers",
         "keep_alive",
         "max_body_size",
@@ -132,7 +134,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     start_line: httputil.RequestStartLine
     headers: httputil.HTTPHeaders
     response_headers: httputil.HTTPHeaders | None
-    #: The observer's own notes on the exchange; not there unless it makes some.
+    #: The observer's own notes on the exchange; None unless it makes some.
     observed: Any
 
     def __init__(self, conn: Channel) -> None:
@@ -145,8 +147,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         self.keep_alive = False
         self.status = 0
         self.response_headers = None
-        #: The WSGI environ, when a WSGI application got one.
-        self.environ: dict[str, Any] | None = None
+        self.observed = None
         self.body_received = 0
         self.body_sent = 0
         self.read_finished = False
@@ -220,6 +221,10 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     def set_max_body_size(self, max_body_size: int) -> None:
         """Set the limit of this request's body (bytes); call it before the body is read."""
         self.max_body_size = max_body_size
+
+    def tell_observer(self, note: object) -> None:
+        """Hand the server's observer, if it has one, `note` on this exchange. Any thread."""
+        self._conn.tell_observer(self, note)
 
     def set_body_timeout(self, timeout: float) -> None:
         """Set how long this request's body may take to arrive (seconds)."""

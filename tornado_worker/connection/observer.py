@@ -26,6 +26,12 @@ class ExchangeObserver(Protocol):
     def exchange_started(self, exchange: RequestConnection) -> None:
         """A header section has arrived; the application has not heard of it."""
 
+    def exchange_noted(self, exchange: RequestConnection, note: object) -> None:
+        """What runs the application has `note` for the observer, such as a WSGI environ.
+
+        Called in any thread.
+        """
+
     def exchange_finished(self, exchange: RequestConnection) -> None:
         """An exchange ended: answered, or its client gone (`status` 0: without an answer)."""
 

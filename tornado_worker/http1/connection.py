@@ -599,6 +599,12 @@ class ServerConnection(Connection):
             and not self.transport.is_closing()
         )
 
+    def tell_observer(self, exchange: RequestConnection, note: object) -> None:
+        """Hand the server's observer, if it has one, `note` on `exchange`. Any thread."""
+        observer = self.server.observer
+        if observer is not None:
+            observer.exchange_noted(exchange, note)
+
     def request_is_whole(self) -> bool:
         """Tell whether the current request has been read to its end."""
         return self._reader is None or self._reader.complete

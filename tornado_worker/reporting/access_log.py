@@ -31,7 +31,8 @@ from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.failures import note_lost
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.atoms import Atoms
-from tornado_worker.reporting.hook_views import Exchange, Request, Response
+from tornado_worker.reporting.hook_views import ExchangeFacts, ResponseView
+from tornado_worker.reporting.notes import EnvironNotes, Notes, notes_of, request_view
 from tornado_worker.reporting.request_hooks import CLIENT_CLOSED_REQUEST, RequestHooks
 from tornado_worker.reporting.traffic import ByteCounter, FrameCounter, ObservedStream
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
@@ -55,7 +56,7 @@ def make_observers(worker: Any) -> list[object]:
     observers: list[object] = [access_log] if access_log.wanted else []
     if hooks.wanted:
         observers.append(hooks)
-    return observers
+    return [EnvironNotes(), *observers] if observers else []
 
 
 class AccessLog:
@@ -121,7 +122,7 @@ class AccessLog:
         exchange.body_sent = outgoing.payload
         if isinstance(incoming, FrameCounter) and isinstance(outgoing, FrameCounter):
             code = incoming.close_code or outgoing.close_code or _ABNORMAL_CLOSURE
-            exchange.environ = {
+            notes_of(exchange).environ = {
                 **self._environ(exchange),
                 "websocket.close_code": str(code),
                 "websocket.received": str(incoming.payload),
@@ -134,10 +135,11 @@ class AccessLog:
 
     # Inside
 
-    def _environ(self, exchange: Exchange) -> dict[str, Any]:
+    def _environ(self, exchange: ExchangeFacts) -> dict[str, Any]:
         """Return the application's environ, or one like it if there is none."""
-        if exchange.environ is not None:
-            return exchange.environ
+        notes = notes_of(exchange)
+        if notes.environ is not None:
+            return notes.environ
         context = exchange.context
         address = context.address
         try:
@@ -159,11 +161,11 @@ class AccessLog:
                 "REMOTE_ADDR": address[0] if isinstance(address, tuple) else "",
             }
         environ["RAW_URI"] = exchange.raw_target
-        exchange.environ = environ
+        notes.environ = environ
         return environ
 
     def _write(
-        self, exchange: Exchange, status: int, seconds: float, message: str | None = None
+        self, exchange: ExchangeFacts, status: int, seconds: float, message: str | None = None
     ) -> None:
         try:
             if self._standard:
@@ -172,7 +174,9 @@ class AccessLog:
                 log = self._log.access_log
                 if not log.isEnabledFor(logging.INFO):
                     return
-                atoms = Atoms(self._log, self._environ, exchange, status, seconds)
+                notes = exchange.observed
+                environ = None if notes is None else notes.environ
+                atoms = Atoms(self._log, self._environ, environ, exchange, status, seconds)
                 message = message or self._format
                 if (handler := _plain_handler(log)) is not None:
                     # The same bytes without a LogRecord: 12 us less.
@@ -187,8 +191,8 @@ class AccessLog:
                     record = log.makeRecord(log.name, logging.INFO, "", 0, message, (atoms,), None)
                     log.handle(record)
             elif message is None or getattr(self._log, "access_log_enabled", True):
-                request = getattr(exchange, "observed", None) or Request(exchange)
-                response = Response(exchange, status, exchange.body_sent)
+                request = request_view(exchange)
+                response = ResponseView(exchange, status, exchange.body_sent)
                 environ = self._environ(exchange) if self._needs_environ else {}
                 elapsed = datetime.timedelta(seconds=seconds)
                 self._log.access(response, request, environ, elapsed)
@@ -249,7 +253,7 @@ def _is_standard(logger_class: type) -> bool:
 class _Refused:
     """The little that is known of a message that never became an exchange."""
 
-    environ: dict[str, Any] | None = None
+    observed: Notes | None = None
     response_headers: httputil.HTTPHeaders | None = None
     keep_alive = False
     body_sent = 0

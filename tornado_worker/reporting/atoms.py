@@ -16,7 +16,7 @@ from gunicorn.glogging import SafeAtoms
 from gunicorn.util import unquote_to_wsgi_str
 
 from tornado_worker.connection.fields import field_values
-from tornado_worker.reporting.hook_views import Exchange, Request, Response
+from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView, ResponseView
 
 __all__ = ["Atoms"]
 
@@ -57,22 +57,25 @@ _FROM_ENVIRON = {
 class Atoms(dict[str, Any]):
     """The atoms of one line, each made when it is asked for.
 
-    Behaves as Gunicorn's SafeAtoms: quotes are escaped, `{...}` atoms know no
-    case, what there is not is "-". A value stays on one line. Looking at all of
-    them makes all of them.
+    `environ` is the application's, if it got one; `make_environ` returns one in any
+    case. As in Gunicorn's SafeAtoms, quotes are escaped, `{...}` names are
+    case-insensitive and missing values are "-". A value stays on one line. Looking
+    at all of them makes all of them.
     """
 
-    __slots__ = ("_environ", "_exchange", "_log", "_seconds", "_status", "_whole")
+    __slots__ = ("_environ", "_exchange", "_log", "_make_environ", "_seconds", "_status", "_whole")
 
     def __init__(
         self,
         log: Any,
-        environ: Callable[[Exchange], dict[str, Any]],
-        exchange: Exchange,
+        make_environ: Callable[[ExchangeFacts], dict[str, Any]],
+        environ: dict[str, Any] | None,
+        exchange: ExchangeFacts,
         status: int,
         seconds: float,
     ) -> None:
         self._log = log
+        self._make_environ = make_environ
         self._environ = environ
         self._exchange = exchange
         self._status = status
@@ -85,7 +88,7 @@ class Atoms(dict[str, Any]):
         self["t"] = _date()
         self["s"] = str(status)
         self["b"] = str(exchange.body_sent)
-        if exchange.environ is None:
+        if environ is None:
             address = exchange.context.address
             self["h"] = address[0] if type(address) is tuple else str(address)
             method, _, version = exchange.start_line
@@ -99,7 +102,7 @@ class Atoms(dict[str, Any]):
             self["u"] = "-"
 
     def __missing__(self, name: str) -> Any:
-        environ = self._exchange.environ
+        environ = self._environ
         keys = None if environ is None else _FROM_ENVIRON.get(name)
         make = _ATOMS.get(name)
         if environ is not None and keys is not None:
@@ -123,7 +126,7 @@ class Atoms(dict[str, Any]):
     def _named(self, name: str, kind: str) -> str | None:
         exchange = self._exchange
         if kind == "}e":
-            environ = self._environ(exchange)
+            environ = self._make_environ(exchange)
             for key, value in environ.items():
                 if key.lower() == name:
                     return str(value) if not isinstance(value, str) else value
@@ -141,9 +144,9 @@ class Atoms(dict[str, Any]):
         exchange = self._exchange
         atoms = SafeAtoms(
             self._log.atoms(
-                Response(exchange, self._status, exchange.body_sent),
-                Request(exchange),
-                self._environ(exchange),
+                ResponseView(exchange, self._status, exchange.body_sent),
+                RequestView(exchange),
+                self._make_environ(exchange),
                 datetime.timedelta(seconds=self._seconds),
             )
         )
@@ -174,18 +177,18 @@ class Atoms(dict[str, Any]):
         return dict.__iter__(self)
 
 
-def _user(exchange: Exchange, atoms: Atoms) -> Any:
+def _user(exchange: ExchangeFacts, atoms: Atoms) -> Any:
     value = ",".join(field_values(exchange.headers, "Authorization"))
     return atoms._log._get_user({"HTTP_AUTHORIZATION": value}) or "-"
 
 
-def _path(exchange: Exchange, atoms: Atoms) -> Any:
+def _path(exchange: ExchangeFacts, atoms: Atoms) -> Any:
     path = exchange.start_line[1].partition("?")[0]
     return unquote_to_wsgi_str(path) if "%" in path else path
 
 
 # The atoms of Gunicorn's Logger.atoms, each with its function.
-_ATOMS: dict[str, Callable[[Exchange, Atoms], Any]] = {
+_ATOMS: dict[str, Callable[[ExchangeFacts, Atoms], Any]] = {
     "u": _user,
     "m": lambda exchange, atoms: exchange.start_line[0],
     "U": _path,

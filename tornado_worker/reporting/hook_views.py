@@ -15,7 +15,7 @@ from gunicorn import SERVER
 from gunicorn.util import split_request_uri
 from tornado import httputil
 
-__all__ = ["Exchange", "Request", "Response", "status_line"]
+__all__ = ["ExchangeFacts", "RequestView", "ResponseView", "status_line"]
 
 # nginx's code for a client that left before the answer began.
 _REASONS = {
@@ -25,7 +25,7 @@ _REASONS = {
 _status_lines: dict[int, str] = {}
 
 
-class Exchange(Protocol):
+class ExchangeFacts(Protocol):
     """What the views read: a RequestConnection, or the little known of a refused message."""
 
     context: Any
@@ -33,7 +33,8 @@ class Exchange(Protocol):
     raw_target: str
     headers: httputil.HTTPHeaders
     response_headers: httputil.HTTPHeaders | None
-    environ: dict[str, Any] | None
+    #: The observer's notes.
+    observed: Any
     status: int
     body_sent: int
     keep_alive: bool
@@ -53,14 +54,14 @@ def _fields(headers: httputil.HTTPHeaders | None) -> list[tuple[str, str]]:
     return [] if headers is None else list(headers.get_all())
 
 
-class Request:
+class RequestView:
     """Gunicorn's `req`. Hooks may set attributes of their own, for later hooks to find."""
 
     fragment = ""
     body = None
     req_number = 1
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: ExchangeFacts) -> None:
         self._exchange = exchange
         self.method, _, self._protocol = exchange.start_line
         self.uri = exchange.raw_target
@@ -133,13 +134,13 @@ class Request:
                 fields.add(name, value)
 
 
-class Response:
+class ResponseView:
     """Gunicorn's `resp`, of a response that is over."""
 
     upgrade = False
     version = SERVER
 
-    def __init__(self, exchange: Exchange, status: int, sent: int) -> None:
+    def __init__(self, exchange: ExchangeFacts, status: int, sent: int) -> None:
         self._exchange = exchange
         self.status_code = status
         self.status = status_line(status)

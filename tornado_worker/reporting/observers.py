@@ -31,6 +31,7 @@ class Observers:
             return _together([getattr(one, event) for one in observers if hasattr(one, event)])
 
         self.exchange_started = tell("exchange_started")
+        self.exchange_noted = tell("exchange_noted")
         self.exchange_finished = tell("exchange_finished")
         self.exchange_failed = tell("exchange_failed")
         self.exchange_detached = tell("exchange_detached")

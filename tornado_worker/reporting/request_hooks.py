@@ -17,7 +17,8 @@ from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.guard import guarded
-from tornado_worker.reporting.hook_views import Exchange, Request, Response
+from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView, ResponseView
+from tornado_worker.reporting.notes import notes_of, request_view
 
 __all__ = ["CLIENT_CLOSED_REQUEST", "RequestHooks"]
 
@@ -28,7 +29,7 @@ CLIENT_CLOSED_REQUEST = 499
 class RequestHooks:
     """An observer that calls the hooks that the user set. For the loop's thread."""
 
-    def __init__(self, worker: Any, environ: Callable[[Exchange], dict[str, Any]]) -> None:
+    def __init__(self, worker: Any, environ: Callable[[ExchangeFacts], dict[str, Any]]) -> None:
         """`environ(exchange)` returns the application's environ, or one like it."""
         self._worker = worker
         self._environ = environ
@@ -48,7 +49,7 @@ class RequestHooks:
         return self._pre_request is not None or self._post_request is not None
 
     def _call_pre_request(self, exchange: RequestConnection) -> None:
-        exchange.observed = request = Request(exchange)
+        notes_of(exchange).request = request = RequestView(exchange)
         try:
             self._pre_request(self._worker, request)
             request.take_changes()
@@ -72,8 +73,8 @@ class RequestHooks:
             self._call_post_request(exchange, exchange.status or 200)
 
     def _call_post_request(self, exchange: RequestConnection, status: int) -> None:
-        request = getattr(exchange, "observed", None) or Request(exchange)
-        response = Response(exchange, status, exchange.body_sent)
+        request = request_view(exchange)
+        response = ResponseView(exchange, status, exchange.body_sent)
         try:
             self._post_request(self._worker, request, self._environ(exchange), response)
         except Exception:

@@ -1,9 +1,9 @@
 """A request body between the loop it arrives on and the thread that reads it.
 
 `RequestBody` takes pieces on the loop and gives the application a file object,
-`wsgi.input`, to read while they arrive. It holds at most `MEMORY_MAX` bytes; what
-the application leaves longer goes to a temporary file, written and read by
-threads and never by the loop, as far as a `Spool` allows; then the client waits.
+`wsgi.input`, to read while they arrive. It holds at most `MEMORY_MAX` bytes. If the
+application does not read them, they go to a temporary file, which threads write and
+read, never the loop. When the `Spool` has no room either, the client waits.
 Knows nothing of environs or responses.
 """
 
@@ -37,7 +37,7 @@ MEMORY_MAX = 256 * 1024
 # An application that reads gets this long to make room before the disk is
 # used (seconds): one that keeps up with its client never touches the disk.
 _PATIENCE_S = 0.1
-# What the bodies of a process may have on disk unless `max_spool_size` says so.
+# Bytes that the bodies of a process may have on disk without a `max_spool_size`.
 SPOOL_SIZE = 256 * 1024 * 1024
 # The part of it that one body may have: one large upload must not be able to
 # stop all others.
@@ -72,13 +72,13 @@ class Spool:
             return False
 
     def give_back(self, size: int) -> None:
-        """Note that `size` bytes are gone from the disk."""
+        """Note that `size` bytes on disk are free again."""
         with self._lock:
             self.used -= size
         self.wake(1 + size // MEMORY_MAX)
 
     def wake(self, count: int = 1) -> None:
-        """Let the first `count` bodies that wait try again."""
+        """Let the `count` bodies that have waited longest try again."""
         with self._lock:
             count = min(count, len(self._waiting))
             bodies = [self._waiting.popitem(last=False)[0] for _ in range(count)]
@@ -86,7 +86,7 @@ class Spool:
             body.on_spool_room()
 
     def forget(self, body: RequestBody) -> None:
-        """Note that `body` waits no more."""
+        """Note that `body` does not wait any more."""
         with self._lock:
             self._waiting.pop(body, None)
 
@@ -119,22 +119,22 @@ class RequestBody:
         self._spool = spool
         self._directory = tmp_upload_dir
         self._on_first_read = on_first_read
-        # Guards what follows, and is notified when there is more to read. Held
+        # Guards the fields that follow; notified when there is more to read. Held
         # for moments only, because the loop takes it: never during I/O.
         self._changed = threading.Condition()
-        # The unread bytes, in order: the file from _file_start to _file_end,
-        # what is on its way there (_spilling), then _chunks.
+        # The unread bytes, in order: the file from _file_start to _file_end, the
+        # bytes on their way there (_spilling), then _chunks.
         self._chunks: deque[bytes | memoryview] = deque()
         self._size = 0
         self._file: BinaryIO | None = None
         self._file_start = self._file_end = 0
         self._spilling = False
-        # What the spool counts: the longest that the file was.
+        # Bytes taken from the spool: the longest that the file was.
         self._spooled = 0
         self.ended = False
         self._error: OSError | None = None
         self._closed = False
-        # How often the application has read; -1 once it was found not to.
+        # How often the application has read; -1 while it is taken for one that does not.
         self._reads = 0
         # The loop's alone: set while the client waits.
         self._room: asyncio.Future[None] | None = None
@@ -192,9 +192,9 @@ class RequestBody:
         self._patience = self._mailbox.loop.call_later(_PATIENCE_S, on_timeout)
 
     def _spill(self) -> None:
-        """Move what is in memory to disk, if the spool allows; otherwise the client waits on.
+        """Move the bytes in memory to disk, if the spool allows.
 
-        Then it is the reader who makes room, or another body that is over.
+        Otherwise the client waits on, until the application reads or another body is over.
         """
         with self._changed:
             if self._chunks and not self._take_spool(self._file_end + self._size):
@@ -225,7 +225,7 @@ class RequestBody:
             self._stop_waiting_for_spool()
             self._spill()
         else:
-            self._spool.wake()  # the place that this one needs no more is another's
+            self._spool.wake()  # this body needs no room any more: let another try
 
     def _stop_waiting_for_spool(self) -> None:
         if self._waits_for_spool:
@@ -244,7 +244,7 @@ class RequestBody:
     # Any thread
 
     def on_spool_room(self) -> None:
-        """Try again to move what is in memory to disk."""
+        """Try again to move the bytes in memory to disk."""
         self._mailbox.call(self._spill_again)
 
     # The disk's thread
@@ -266,7 +266,7 @@ class RequestBody:
                 position += written
                 view = view[written:]
         except OSError as e:
-            error = e.with_traceback(None)  # which refers to this frame, and that to us
+            error = e.with_traceback(None)  # the traceback would lead back to this body
         with self._changed:
             self._spilling = False
             if error is None:
@@ -291,7 +291,7 @@ class RequestBody:
         return io.BufferedReader(_Reader(self), 64 * 1024)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read what is there, at least one byte, waiting for it; 0 at the end."""
+        """Read the bytes that are there, waiting for the first; return 0 at the end."""
         on_first_read, self._on_first_read = self._on_first_read, None
         if on_first_read is not None:
             on_first_read()
@@ -299,7 +299,7 @@ class RequestBody:
             self._reads = max(self._reads, 0) + 1
             while True:
                 if self._error is not None:
-                    # A copy: an error that is raised refers to frames that refer to us.
+                    # A copy: the traceback of a raised error leads back to this body.
                     raise copy.copy(self._error)
                 on_disk = self._file_end - self._file_start
                 if on_disk:
@@ -329,7 +329,7 @@ class RequestBody:
 
     def _read_file(self, buffer: memoryview) -> int:
         assert self._file is not None
-        # Only this thread moves _file_start, and _file_end only grows while
+        # No lock: only this thread moves _file_start, and _file_end only grows while
         # there is something to read.
         count = os.preadv(self._file.fileno(), [buffer], self._file_start)
         if not count:
@@ -337,14 +337,14 @@ class RequestBody:
         with self._changed:
             self._file_start += count
             if self._file_start == self._file_end and not self._spilling:
-                self._file_start = self._file_end = 0  # write over what was read
+                self._file_start = self._file_end = 0  # reuse the file
         return count
 
     def close(self) -> None:
-        """Drop what was not read. Any thread; closing a big file takes a while."""
+        """Drop the unread bytes. Any thread but the loop's: closing a big file takes a while."""
         with self._changed:
             self._closed = True
-            self._on_first_read = None  # it refers to whom this belongs to
+            self._on_first_read = None  # it refers to the call, which refers to this body
             self._chunks.clear()
             self._file_start = self._file_end  # nothing is left to read
             spilling = self._spilling

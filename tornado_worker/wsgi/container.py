@@ -1,9 +1,9 @@
 """`WSGIContainer`: a WSGI application on threads, behind Tornado's interfaces.
 
-Says which requests run when; what becomes of one is in call.py. May use
-tornado.httputil and Gunicorn's configuration, never a connection. Makes no
-thread, lock or reference to a loop before the first request, so that a
-container may be made before a fork.
+Takes the arguments and settings, and makes what requests share. Which request runs
+when is in admission.py, the way of one request in call.py. May use tornado.httputil
+and Gunicorn's configuration, never a connection. Makes no thread, lock or reference
+to a loop before the first request, so that a container may be made before a fork.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import os
 import time
 import types
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gunicorn.http.wsgi
 import tornado.wsgi
 from tornado import httputil
 from tornado.log import access_log, app_log
 
-from tornado_worker.logs.guard import guarded
+from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
-from tornado_worker.wsgi.call import Exchange
+from tornado_worker.wsgi.call import WSGICall
+from tornado_worker.wsgi.connections import wsgi_connection
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
+from tornado_worker.wsgi.run import ErrorLog
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 if TYPE_CHECKING:
@@ -36,36 +36,41 @@ if TYPE_CHECKING:
 
 __all__ = ["WSGIContainer", "running", "use_settings"]
 
-# At most one warning in this time that requests are refused, and one that they
-# wait (seconds).
-_WARN_INTERVAL_S = 10.0
-_WAIT_WARN_INTERVAL_S = 30.0
-# Running requests that the latter names, those that run longest.
-_NAMED_MAX = 5
-_TARGET_MAX = 100
-
-# What a request body may have where nobody set a limit: it is not kept in memory.
+# Bytes of a request body without a limit: bodies are not kept in memory.
 _UNLIMITED = (1 << 63) - 1
 
 
-class _Settings(NamedTuple):
-    """Gunicorn's settings and logger, and what else the user has set for the worker, if so."""
+class GunicornSettings(Protocol):
+    """The settings in Gunicorn's Config that WSGI requests depend on."""
 
-    cfg: Any
-    log: Any
+    threads: int
+    workers: int
+    worker_connections: int
+    tmp_upload_dir: str | None
+    sendfile: bool | None
+    root_path: str
+    #: For `wsgi.errors`: a path, or "-".
+    errorlog: str | None
+
+
+class _Settings(NamedTuple):
+    """Gunicorn's settings and logger, and those of the worker; see `use_settings`."""
+
+    cfg: GunicornSettings | None
+    log: ErrorLog
     max_body_size: int | None = None
     max_spool_size: int | None = None
     slow_s: float = 0.0
 
 
-# For containers that applications make.
+# For the containers that applications make.
 _settings: _Settings | None = None
 _containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
 
 
 def use_settings(
-    cfg: Any,
-    log: Any,
+    cfg: GunicornSettings | None,
+    log: ErrorLog,
     max_body_size: int | None = None,
     *,
     max_spool_size: int | None = None,
@@ -73,9 +78,9 @@ def use_settings(
 ) -> None:
     """Make Gunicorn's settings and logger the defaults of containers not used yet.
 
-    `max_body_size` and `max_spool_size` are what the user set for the server, if
-    anything. Requests that wait for a thread longer than `slow_s` seconds are told;
-    0: never. For the worker, before it loads the application.
+    `max_body_size` and `max_spool_size` are the user's limits for the server, in bytes;
+    None: not set. If a request waits for a thread longer than `slow_s` seconds, a line
+    in `log` says so; 0: never. For the worker, before it loads the application.
     """
     global _settings
     _settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
@@ -96,35 +101,34 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
 
     `executor` runs the requests instead of threads of our own; it must be one
     of threads. The other arguments are Gunicorn's settings of the same names.
-    One left out is what Gunicorn was told if the container serves under the
-    worker, and otherwise:
+    Under the worker, an argument left out has the value of the setting, and
+    otherwise:
 
     - `threads`: 1. Requests that run at the same time.
     - `worker_connections`: 1000. Requests that may wait for a thread; beyond,
-      the answer is 503 with Retry-After. One that is given up while it waits
-      never runs.
-    - `tmp_upload_dir`: the system's. Where request bodies go that the
-      application leaves unread while they arrive.
+      the answer is 503 with Retry-After. If the client goes away while its request
+      waits, that never runs.
+    - `tmp_upload_dir`: the system's. The directory for request bodies that the
+      application does not read while they arrive.
     - `sendfile`: True. Whether `wsgi.file_wrapper` may use os.sendfile.
     - `root_path`: "". SCRIPT_NAME, see environ.py.
-    - `workers`: 1. Says nothing but `wsgi.multiprocess`.
+    - `workers`: 1. Only for `wsgi.multiprocess`.
 
-    `max_body_size`, in bytes, takes the place of the server's own limit, whose
-    default is there to protect memory. Under the worker, bodies have no limit
-    unless the user set one. A longer one is answered 413; on Tornado's own
-    server, 400.
+    `max_body_size`, in bytes, replaces the server's own limit, whose default
+    protects memory. Under the worker, bodies have no limit unless the user set one.
+    The answer to a longer body is 413; on Tornado's own server, 400.
 
-    `max_spool_size`, in bytes, is how much request bodies may have in
-    `tmp_upload_dir`, all of this container together, and one of them a quarter of
-    it. Beyond, clients wait until the application reads. Without it, all
-    containers of the process share what the worker's SERVER_OPTIONS say, or
-    256 MiB.
+    `max_spool_size`, in bytes, limits the request bodies in `tmp_upload_dir`: all
+    of this container together to that size, and each to a quarter of it. Beyond,
+    clients wait until the application reads. Without it, all containers of the
+    process share the limit in the worker's SERVER_OPTIONS, or 256 MiB.
 
-    **When a request runs.** One without a body at once, or when a thread is free,
-    in the order of arrival. One with a body as soon as the body is whole; or
-    after 50 ms, or at once if it is long or the client waits for `100 Continue`,
-    and then it reads the rest while that arrives. A slow upload holds its
-    thread, so the last thread of several is kept for requests that are whole.
+    **When a request runs.** A request without a body runs at once, or when a thread
+    is free, in the order of arrival. A request with a body runs as soon as the body
+    is whole. After 50 ms it runs all the same, or at once if the body is long or the
+    client waits for `100 Continue`; then the application reads the rest while that
+    arrives. A slow upload occupies its thread, so the last thread of several is
+    kept for requests that are whole.
     """
 
     def __init__(
@@ -141,7 +145,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         max_body_size: int | None = None,
         max_spool_size: int | None = None,
     ) -> None:
-        """Raise TypeError or ValueError for an argument that no request could be served with."""
+        """Check the arguments; raise TypeError or ValueError for what is wrong."""
         _check_application(wsgi_application)
         _check_executor(executor)
         _check_count("threads", threads, 1)
@@ -173,14 +177,14 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
     def from_config(
         cls,
         wsgi_application: WSGIApplication,
-        cfg: Any,
-        log: Any,
+        cfg: GunicornSettings | None,
+        log: ErrorLog,
         max_body_size: int | None = None,
         *,
         max_spool_size: int | None = None,
         slow_s: float = 0.0,
     ) -> WSGIContainer:
-        """Make a container that follows Gunicorn's `cfg` and logs to Gunicorn's `log`.
+        """Make a container that follows Gunicorn's `cfg`, if not None, and logs to `log`.
 
         The other arguments are those of `use_settings`.
         """
@@ -188,38 +192,42 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         container._settings = _Settings(cfg, log, max_body_size, max_spool_size, slow_s)
         return container
 
-    # What Tornado calls
+    # For Tornado
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
-        return Exchange(self, request_conn)
+        if not self._open:
+            self._prepare()
+        return WSGICall(self, request_conn)
 
     def __call__(self, request: httputil.HTTPServerRequest) -> None:
-        """Serve a request that has been read already."""
-        exchange = Exchange(self, request.connection)
+        """Serve a request that has been read to its end."""
+        if not self._open:
+            self._prepare()
+        call = WSGICall(self, request.connection)
         assert request.method is not None and request.uri is not None
-        exchange.whole_body = request.body
-        exchange.receive_head(
+        call.whole_body = request.body
+        call.receive_head(
             httputil.RequestStartLine(request.method, request.uri, request.version),
             request.headers,
             request.remote_ip or "",
             request.protocol,
         )
-        exchange.finish()
+        call.finish()
 
     async def handle_request(self, request: httputil.HTTPServerRequest) -> None:
         self(request)
 
     def environ(self, request: httputil.HTTPServerRequest) -> dict[str, Any]:
-        """Return the environ of `request`, all but `wsgi.input` and `wsgi.early_hints`."""
+        """Return the environ of `request` without `wsgi.input` and `wsgi.early_hints`."""
         if not self._open:
             self._prepare()
         assert request.method is not None and request.uri is not None
         return self.environs.build(
             httputil.RequestStartLine(request.method, request.uri, request.version),
             request.headers,
-            request.connection,
+            wsgi_connection(request.connection),
             request.remote_ip or "",
             request.protocol,
         )
@@ -231,28 +239,21 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
 
         Including those that were answered and are in the application's `close`.
         """
-        if not self._open:
-            return []
-        now = time.monotonic()
-        return [
-            (*exchange.start_line[:2], now - since)
-            for exchange, since in list(self._threads.running.items())
-            if isinstance(exchange, Exchange)
-        ]
+        return self.admission.running() if self._open else []
 
     def close(self) -> None:
         """Let the threads end after the requests that wait. A later request starts new ones."""
         if self._open:
-            self._threads.close()
+            self.admission.threads.close()
             self.disk.close()
 
-    # Inside. The rest is for Exchange, on the loop.
+    # Inside. The rest is for WSGICall, on the loop.
 
     def _prepare(self) -> None:
         settings = self._settings or _settings or _Settings(None, app_log)
         cfg, max_body_size = settings.cfg, settings.max_body_size
-        self.log: Any = settings.log
-        # Under the worker that is the server's job.
+        self.log = settings.log
+        # Under the worker the server logs accesses.
         self.logs_access = cfg is None
         options: dict[str, Any] = {
             "threads": 1,
@@ -286,134 +287,37 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
             drop_underscores=cfg is None,
             errors=ErrorStream(cfg),
         )
-        self._threads = Threads(threads, "wsgi", self._executor)
+        own_threads = self._executor is None
+        self.admission = Admission(
+            Threads(threads, "wsgi", self._executor),
+            self.log,
+            waiting_max=max(options["worker_connections"], 1),
+            uploads_max=max(threads - 1, 1) if own_threads else 1 << 31,
+            slow_s=settings.slow_s,
+            thread_count=threads if own_threads else "those of the executor",
+        )
         self.disk = Threads(1, "wsgi-disk")
-        self._waiting_max = max(options["worker_connections"], 1)
-        self._warned = float("-inf")
-        # Requests whose body is still arriving: how many have or wait for a
-        # thread, and those that are kept back.
-        self._uploads = 0
-        self._uploads_max = max(threads - 1, 1) if self._executor is None else 1 << 31
-        # When each was submitted, in order, as in Threads.waiting.
-        self._held: OrderedDict[Exchange, float] = OrderedDict()
-        self._slow_s = settings.slow_s
-        self._wait_timer: asyncio.TimerHandle | None = None
-        self._told_waiting = float("-inf")
         self._mailbox: Mailbox | None = None
         _containers.add(self)
         self._open = True
 
     def mailbox(self) -> Mailbox:
         """Return the way back to the running loop."""
-        if not self._open:
-            self._prepare()
         mailbox = self._mailbox
         if mailbox is None or not mailbox.is_current():
             mailbox = self._mailbox = Mailbox(asyncio.get_running_loop())
         return mailbox
 
-    def submit(self, exchange: Exchange) -> None:
-        """Run `exchange` when it is its turn, or refuse it."""
-        threads = self._threads
-        # Not `waiting` alone: a thread that is free may not have woken yet.
-        unanswered = len(threads.running) + len(threads.waiting) + len(self._held)
-        if unanswered >= threads.count + self._waiting_max:
-            exchange.refuse()
-            self._warn()
-            return
-        if self._slow_s and unanswered >= threads.count and self._wait_timer is None:
-            self._watch_waiting(self._slow_s)
-        if exchange.body is None or exchange.body.ended:
-            threads.submit(exchange)
-        elif self._uploads < self._uploads_max:
-            self._uploads += 1
-            exchange.is_upload = True
-            threads.submit(exchange)
-        else:
-            self._held[exchange] = time.monotonic()
-
-    def withdraw(self, exchange: Exchange) -> bool:
-        """Forget `exchange` if it waits; tell whether it did."""
-        if exchange in self._held:
-            del self._held[exchange]
-            return True
-        return self._threads.withdraw(exchange)
-
-    def on_body_complete(self, exchange: Exchange) -> None:
-        """Note that `exchange`, which was submitted, is no upload any more."""
-        if exchange in self._held:
-            del self._held[exchange]
-            self._threads.submit(exchange)
-        elif exchange.is_upload:
-            self.end_upload(exchange)
-
-    def end_upload(self, exchange: Exchange) -> None:
-        """Note that `exchange`, an upload, is none any more, or over."""
-        exchange.is_upload = False
-        self._uploads -= 1
-        if self._held and self._uploads < self._uploads_max:
-            held, _ = self._held.popitem(last=False)
-            self._uploads += 1
-            held.is_upload = True
-            self._threads.submit(held)
-
-    def _warn(self) -> None:
-        now = time.monotonic()
-        if now - self._warned >= _WARN_INTERVAL_S:
-            self._warned = now
-            guarded(
-                self.log.warning,
-                "%d requests wait for a thread (worker_connections): answering 503",
-                self._waiting_max,
-            )
-
-    def _watch_waiting(self, delay: float) -> None:
-        mailbox = self.mailbox()
-        self._wait_timer = mailbox.call_later(delay, self._check_waiting)
-
-    def _check_waiting(self) -> None:
-        """Tell, once in a while, of requests that have waited long for a thread."""
-        self._wait_timer = None
-        # Threads take from it meanwhile, and may have reached its end.
-        oldest = min(next(iter(list(waits.values())), float("inf")) for waits in self._waits())
-        if oldest == float("inf"):
-            return  # the next that must wait starts the watch again
-        now = time.monotonic()
-        waited = now - oldest
-        if waited >= self._slow_s and now - self._told_waiting >= _WAIT_WARN_INTERVAL_S:
-            self._told_waiting = now
-            self._tell_waiting(waited)
-        untold = max(0.0, self._told_waiting + _WAIT_WARN_INTERVAL_S - now)
-        self._watch_waiting(max(untold, self._slow_s - waited, self._slow_s / 4))
-
-    def _waits(self) -> tuple[Mapping[Any, float], Mapping[Any, float]]:
-        return self._threads.waiting, self._held
-
-    def _tell_waiting(self, waited: float) -> None:
-        views = sorted(self.running(), key=lambda view: -view[2])
-        names = [f"{method} {target[:_TARGET_MAX]} ({age:.1f} s)" for method, target, age in views]
-        if len(names) > _NAMED_MAX:
-            names[_NAMED_MAX:] = [f"{len(names) - _NAMED_MAX} more"]
-        guarded(
-            self.log.warning,
-            "WSGI requests that wait for a thread: %d, the longest for %.1f s (threads = %s);"
-            " running: %s",
-            sum(map(len, self._waits())),
-            waited,
-            self._threads.count if self._executor is None else "those of the executor",
-            ", ".join(names) or "none",
-        )
-
-    def log_access(self, exchange: Exchange) -> None:
-        """Log an exchange as Tornado's container does."""
-        status = exchange.status
+    def log_access(self, call: WSGICall) -> None:
+        """Log a call as Tornado's container does."""
+        status = call.status
         level = logging.INFO
         if status >= 400:
             level = logging.WARNING if status < 500 else logging.ERROR
         if access_log.isEnabledFor(level):
-            milliseconds = 1000.0 * (time.time() - exchange.started)
-            who = (*exchange.start_line[:2], exchange.remote_ip)
-            access_log.log(level, "%d %s %s (%s) %.2fms", status, *who, milliseconds)
+            milliseconds = 1000.0 * (time.time() - call.started)
+            request = (*call.start_line[:2], call.remote_ip)
+            access_log.log(level, "%d %s %s (%s) %.2fms", status, *request, milliseconds)
 
 
 # Arguments
@@ -423,7 +327,7 @@ def _check_application(application: object) -> None:
     kind = type(application)
     if not callable(application):
         raise _wrong("wsgi_application", "a WSGI callable", application)
-    # Of the class, not by isinstance(): a proxy may have nothing behind it yet.
+    # Not isinstance(): it asks a proxy's object, which may not exist yet.
     if issubclass(kind, httputil.HTTPServerConnectionDelegate):
         raise TypeError(
             "invalid wsgi_application: expected a WSGI callable; got one of Tornado's,"

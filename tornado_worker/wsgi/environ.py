@@ -1,8 +1,7 @@
 """WSGI environs, key by key those of Gunicorn's own workers.
 
-`EnvironBuilder` turns a request line, header fields and what Tornado's interface
-tells about a connection into an environ. Only reads what it is given; never
-touches bodies, responses or threads.
+`EnvironBuilder` makes an environ of a start line, header fields and the two ends of a
+connection. Only reads its arguments; never touches bodies, responses or threads.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from tornado.httputil import split_host_and_port
 
 from tornado_worker.drain import draining
 from tornado_worker.logs.failures import note_lost
+from tornado_worker.wsgi.connections import PeerContext, RequestSource
 
 __all__ = ["EnvironBuilder", "ErrorStream", "FileWrapper"]
 
 # Clients choose the names, so the cache must not grow without bound.
 _KEYS_MAX = 1000
-# What Tornado calls peers without an IP address.
+# Tornado's stand-in for peers without an IP address.
 _NO_IP = "0.0.0.0"
 
 
@@ -63,7 +63,7 @@ class ErrorStream(io.TextIOBase):
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Do nothing: it is every request's."""
+        """Do nothing: all requests share the stream."""
 
 
 class _Keys(dict[str | bytes, str]):
@@ -88,18 +88,18 @@ class _Keys(dict[str | bytes, str]):
 class EnvironBuilder:
     """Builds environs for one application; make it where `os.environ` is final.
 
-    What differs from Gunicorn's sync worker, and why:
+    Differences from Gunicorn's sync worker, and why:
 
     - `gunicorn.socket` is left out. The socket belongs to the loop: an
       application that read from or wrote to it would corrupt the connection.
-    - `root_path`, which Gunicorn uses for ASGI only, is SCRIPT_NAME where neither
-      the environment variable nor the header of that name says otherwise.
+    - `root_path`, which Gunicorn uses for ASGI only, is SCRIPT_NAME unless the
+      environment variable or the header of that name says otherwise.
     - `tornado_worker.draining` is added: a `threading.Event`, set when the worker
       begins to stop.
 
     Fields with an underscore in their name are dropped unless told otherwise:
     `X_A` and `X-A` become the same key, and SCRIPT_NAME moves the application.
-    The worker's server has dropped those already that its settings forbid.
+    The worker's server has already dropped the fields that its settings forbid.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class EnvironBuilder:
         self,
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
-        connection: Any,
+        connection: RequestSource,
         remote_ip: str,
         protocol: str,
     ) -> dict[str, Any]:
@@ -144,9 +144,9 @@ class EnvironBuilder:
         environ = self._fields(headers)
         environ.update(self._base)
         # As received: our server makes origin-form of the absolute form.
-        raw = getattr(connection, "raw_target", None) or target
+        raw = connection.raw_target or target
         if raw[0] == "/":
-            # What urlsplit makes of it, for a fortieth of the price (10 us).
+            # The same as urlsplit's result, for a fortieth of the price (10 us).
             path, _, query = raw.partition("#")[0].partition("?")
         else:
             parts = split_request_uri(raw)
@@ -156,7 +156,7 @@ class EnvironBuilder:
         environ["QUERY_STRING"] = query
         environ["SERVER_PROTOCOL"] = version
         environ["wsgi.url_scheme"] = protocol
-        self._add_addresses(environ, connection, remote_ip, protocol)
+        self._add_addresses(environ, connection.context, remote_ip, protocol)
 
         script_name = self._script_name
         # Not the field Script-Name, which has the same key.
@@ -169,7 +169,7 @@ class EnvironBuilder:
                 )
             path = path[len(script_name) :]
         elif self._root_path:
-            # Proxies strip the prefix, or do not: both must work.
+            # Some proxies strip the prefix and some do not: both must work.
             script_name = self._root_path
             if path.startswith(script_name + "/") or path == script_name:
                 path = path[len(script_name) :]
@@ -198,10 +198,9 @@ class EnvironBuilder:
         return entries
 
     def _add_addresses(
-        self, environ: dict[str, Any], connection: Any, remote_ip: str, protocol: str
+        self, environ: dict[str, Any], context: PeerContext, remote_ip: str, protocol: str
     ) -> None:
-        context = getattr(connection, "context", None)
-        address = getattr(context, "address", None)
+        address = context.address
         if type(address) is tuple:
             environ["REMOTE_ADDR"] = remote_ip
             environ["REMOTE_PORT"] = str(address[1])
@@ -213,14 +212,12 @@ class EnvironBuilder:
 
         # Where the listener is bound, as Gunicorn has it; without that (stock
         # Tornado), the address the client reached.
-        server = getattr(context, "server_address", None)
-        if server is None:
-            server = _local_address(connection)
+        server = context.server_address
         if type(server) is tuple:
             environ["SERVER_NAME"] = server[0]
             environ["SERVER_PORT"] = str(server[1])
         else:
-            # A Unix socket: make do with what the client calls us.
+            # A Unix socket: fall back on the name that the client uses.
             host = environ.get("HTTP_HOST")
             name, port = split_host_and_port(host) if host else (server, "")
             if port is None:
@@ -228,7 +225,7 @@ class EnvironBuilder:
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = str(port)
 
-        proxy = getattr(context, "proxy_protocol_info", None)
+        proxy = context.proxy_protocol_info
         if proxy:
             environ["PROXY_PROTOCOL"] = proxy["proxy_protocol"]
             # The client is `context.address` already. A proxy that checks our
@@ -236,11 +233,3 @@ class EnvironBuilder:
             if proxy["proxy_addr"] is not None:
                 environ["PROXY_ADDR"] = proxy["proxy_addr"]
                 environ["PROXY_PORT"] = str(proxy["proxy_port"])
-
-
-def _local_address(connection: Any) -> Any:
-    """Return the address of our end of `connection`, "" when it has none to show."""
-    try:
-        return connection.stream.socket.getsockname()
-    except (AttributeError, OSError):  # another implementation, or closed
-        return ""

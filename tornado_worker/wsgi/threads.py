@@ -1,7 +1,7 @@
 """Threads that run tasks handed over by a loop, and the way back to that loop.
 
-`Threads` runs callables in order on a fixed number of daemon threads; `Mailbox`
-brings what they have to say to the loop with as few wake-ups as it can. May use
+`Threads` runs callables in order on a fixed number of daemon threads. `Mailbox` tells
+the loop which of them have something for it, with as few wake-ups as it can. May use
 threads, queues and asyncio; knows nothing of HTTP or WSGI.
 """
 
@@ -21,20 +21,20 @@ from tornado.log import app_log
 from tornado_worker import forked
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["Mailbox", "Threads"]
+__all__ = ["Mailbox", "Sender", "Threads"]
 
 Task = Callable[[], None]
 
-# How long a turn of the loop may be spent on what threads have to say (seconds).
+# The time that one turn of the loop may spend on messages from threads (seconds).
 _TURN_MAX_S = 0.005
 
 
 class Threads:
     """`count` daemon threads that run tasks in the order they were submitted.
 
-    Much less than a ThreadPoolExecutor, because a request needs no Future, and
-    because waking a thread is what costs most. With an `executor` the tasks run
-    there. Threads start at the first task, so that nothing exists before a fork.
+    Does much less than a ThreadPoolExecutor: a request needs no Future, and waking a
+    thread costs more than all the rest. With an `executor` the tasks run there.
+    Threads start at the first task, so that none exists before a fork.
 
     `waiting` says when each task was submitted that has not started, in order,
     `running` when each of the others started (`time.monotonic()`). Any thread
@@ -58,7 +58,7 @@ class Threads:
             try:
                 self._executor.submit(crew.run_next)
             except BaseException:
-                del crew.waiting[task]  # it was shut down, say
+                del crew.waiting[task]  # for example an executor that was shut down
                 raise
         elif not self._started:
             self._start()
@@ -83,7 +83,7 @@ class Threads:
             ).start()
 
     def close(self) -> None:
-        """Let the threads end when they have run what was submitted."""
+        """Let the threads end when they have run all tasks submitted."""
         if self._started:
             self._started = False
             crew, self._crew = self._crew, _Crew()
@@ -95,12 +95,12 @@ class Threads:
 
 
 class _Crew:
-    """What the threads share. Safe by the atomicity of single operations on it.
+    """The state that the threads share. Safe because single operations on it are atomic.
 
-    A `threading.Condition` or `queue.SimpleQueue` wakes a thread for each task.
-    Here at most one is on its way (`waking`); when it takes a task and more are
-    waiting, it wakes the next before it begins. If tasks are short, one thread
-    does them all; if they block, as many run as there are threads.
+    A `threading.Condition` or `queue.SimpleQueue` wakes a thread for each task. Here
+    at most one thread is waking up at a time (`waking`). When it takes a task and more
+    are waiting, it wakes the next thread before it begins. If tasks are short, one
+    thread runs them all; if they block, as many run as there are threads.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class _Crew:
         self.running: dict[Task, float] = {}
         self.waking = False
         self.closed = False
-        # Of each thread that sleeps, the lock on which it does.
+        # The locks on which threads sleep, one for each.
         self._idle: list[threading.Lock] = []
 
     def wake(self) -> None:
@@ -117,7 +117,7 @@ class _Crew:
             lock = self._idle.pop()  # the last: its stack is in the cache
         except IndexError:
             return
-        # Only now: it promises that a thread will look at `waiting`.
+        # Only now, when it is certain that a thread will look at `waiting`.
         self.waking = True
         lock.release()
 
@@ -134,12 +134,12 @@ class _Crew:
 
     def _sleep(self, lock: threading.Lock) -> None:
         self._idle.append(lock)
-        # Who submits from here on sees the lock; who did before is seen here.
+        # A task submitted from here on finds the lock; an earlier one is found here.
         if self.waiting or self.closed:
             try:
                 self._idle.remove(lock)
             except ValueError:
-                pass  # somebody is waking this thread already
+                pass  # another thread is waking this one already
             else:
                 return
         lock.acquire()
@@ -157,8 +157,8 @@ class _Crew:
         try:
             task()
         except BaseException:
-            # A task answers for its own errors; this one is a bug of ours, and
-            # must not cost the process one of its threads.
+            # Tasks handle their own errors; this is a bug of ours, and must not cost
+            # the process one of its threads.
             name = threading.current_thread().name
             guarded(app_log.error, "Uncaught exception in %s", name, exc_info=True)
         finally:
@@ -174,10 +174,10 @@ class _Crew:
 
 
 class Sender(Protocol):
-    """What a `Mailbox` delivers."""
+    """What a `Mailbox` tells the loop of."""
 
     def flush(self) -> None:
-        """Take what the thread has left. Called on the loop; must not raise."""
+        """Take the items that the thread has left. Called on the loop; must not raise."""
 
 
 class Mailbox:
@@ -192,8 +192,8 @@ class Mailbox:
         self._thread = threading.get_ident()
         self._senders: deque[Sender] = deque()
         self._woken = False
-        # What runs on the loop must not run in the context of whichever request
-        # happened to wake it, or to be the first. (Never two callbacks at once.)
+        # Callbacks on the loop must not run in the context of the request that happened
+        # to wake it. One context will do: there are never two callbacks at once.
         self._context = contextvars.Context()
 
     def is_current(self) -> bool:
@@ -224,18 +224,18 @@ class Mailbox:
         try:
             self.loop.call_soon_threadsafe(callback, context=self._context)
         except RuntimeError:
-            pass  # the loop is closed: nobody is left to answer
+            pass  # the loop is closed, and all clients are gone
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
         """Have the loop call `callback` in `delay` seconds. In the loop's thread."""
         return self.loop.call_later(delay, callback, context=self._context)
 
     def _deliver(self) -> None:
-        # First: who signals from here on may be too late for this round.
+        # First: a signal from here on may come too late for this round.
         self._woken = False
         senders = self._senders
         until = time.monotonic() + _TURN_MAX_S
-        # Not those that signal meanwhile: threads can be faster than the loop.
+        # Not the senders that signal meanwhile: threads can be faster than the loop.
         for _ in range(len(senders)):
             senders.popleft().flush()
             if time.monotonic() > until:
