@@ -16,6 +16,8 @@ from tornado import httputil, web
 
 from helpers.server_thread import Message, Messages, Serve
 from helpers.waiting import eventually
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.stream import TransportStream
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
@@ -625,3 +627,32 @@ def test_writing_to_a_client_that_left_raises_stream_closed(serve: Serve) -> Non
     client.close()
     eventually(lambda: errors)
     assert [e.__name__ for e in errors] == ["StreamClosedError"]
+
+
+# -- observers -----------------------------------------------------------------
+
+
+class Heard:
+    """An observer that notes what it hears of."""
+
+    stream_class = TransportStream
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def exchange_started(self, exchange: RequestConnection) -> None:
+        self.events.append("started")
+
+    def exchange_finished(self, exchange: RequestConnection) -> None:
+        self.events.append(f"finished {exchange.status}")
+
+
+@pytest.mark.parametrize("rest", [b"", b"12345"])
+def test_observer_hears_of_an_answer_to_half_a_request(serve: Serve, rest: bytes) -> None:
+    server = serve(Messages(on_headers=lambda m: m.respond(b"no"), on_finish=lambda m: None))
+    server.http.observer = heard = Heard()
+    client = server.connect()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n" + rest)
+    assert client.response().body == b"no"
+    eventually(lambda: len(heard.events) == 2)
+    assert heard.events == ["started", "finished 200"]

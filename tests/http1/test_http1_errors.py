@@ -229,6 +229,18 @@ def test_delegate_that_fails_within_its_answer_ends_the_connection(
     serve.logs.expect(BOOM)
 
 
+def test_future_that_has_failed_already_is_like_an_exception(serve: Serve) -> None:
+    def failed(message: Message) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(ZeroDivisionError("boom"))
+        return future
+
+    client = serve(Messages(on_headers=failed)).connect()
+    client.send(GET)
+    assert client.receive_all() == ERROR
+    serve.logs.expect(BOOM)
+
+
 # -- responses that are wrong --------------------------------------------------
 
 

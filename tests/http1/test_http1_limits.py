@@ -121,6 +121,14 @@ def test_handler_may_raise_its_limit_in_an_async_prepare(serve: Serve) -> None:
     serve.logs.expect(MALFORMED + "Content-Length too long")
 
 
+def test_limit_that_is_set_in_the_middle_of_a_body_holds_for_the_rest(serve: Serve) -> None:
+    app = Messages(on_data=lambda m, chunk: m.conn.set_max_body_size(3))
+    client = serve(app, chunk_size=2).connect()
+    client.send(chunked(b"01234") + b"0\r\n\r\n")
+    assert client.receive_all() == BAD_REQUEST
+    serve.logs.expect(MALFORMED + "chunked body too large")
+
+
 def test_default_limit_is_max_buffer_size(serve: Serve) -> None:
     client = serve(Messages(), max_buffer_size=1000).connect()
     client.send(post(b"b" * 1000))

@@ -18,6 +18,7 @@ from tornado_worker.http1.chunks import CHUNKS_MAX
 from tornado_worker.http1.framing import Framing
 from tornado_worker.http1.head_section import CONTROL
 from tornado_worker.http1.reader import MessageError, MessageReader, ReaderOptions, Rules
+from tornado_worker.http1.target import split_target
 
 RULES = Rules(ReaderOptions(limit_request_fields=100))
 
@@ -466,3 +467,23 @@ def test_refusal_has_a_status_and_names_the_culprit(
 ) -> None:
     error = refusal(data, size)
     assert (error.status, str(error)) == (status, words)
+
+
+# -- seldom --------------------------------------------------------------------
+
+
+def test_size_of_a_chunk_that_never_ends_is_refused_before_its_line_is_whole() -> None:
+    error = refusal(CHUNKED_HEAD + b"1;" + b"a" * 100_000, size=1000)
+    assert (error.status, str(error)) == (400, "invalid chunk size: line too long")
+
+
+def test_zeros_in_front_do_not_make_a_length_too_long() -> None:
+    data = POST.replace(b"Content-Length: 5", b"Content-Length: " + b"0" * 30 + b"5")
+    assert read(data)[1] == b"hello"
+
+
+@pytest.mark.parametrize("target", ["a", "*", "a:b", "http://a/"])
+def test_connect_takes_nothing_but_an_authority(target: str) -> None:
+    with pytest.raises(ValueError, match="invalid target"):
+        split_target("CONNECT", target)
+    assert split_target("CONNECT", "a:80") == (None, "a:80")
