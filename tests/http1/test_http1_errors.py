@@ -19,7 +19,7 @@ from tornado.iostream import StreamClosedError
 from conftest import TLSFiles
 from helpers.raw_response import ERROR, raw
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread, eventually
-from tornado_worker.connection.flow import Phase
+from tornado_worker.connection.phase import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"

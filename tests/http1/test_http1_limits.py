@@ -19,7 +19,7 @@ from tornado import web
 
 from conftest import TLSFiles
 from helpers.server_thread import DEADLINE_S, Client, Message, Messages, Serve, eventually
-from tornado_worker.connection.flow import Phase
+from tornado_worker.connection.phase import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -19,9 +19,10 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
 from tornado_worker.connection.fields import format_head
-from tornado_worker.connection.flow import WRITE_SHARE, Connection, Phase
+from tornado_worker.connection.flow import WRITE_SHARE, Connection
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop, RequestTask
+from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.sendfile import send_file
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.stream_view import ConnectionView
@@ -41,7 +42,7 @@ class Channel(Protocol):
     context: Any
     #: The loop time at which the message began.
     since: float
-    phase: int
+    phase: Phase
     transport: Any
     stream_state: StreamState | None
     #: Bytes that may be written in this turn of the loop before writers wait.
@@ -170,7 +171,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     def stream(self) -> ConnectionView | None:
         """The connection as an IOStream, as far as that goes; None once it is detached."""
         conn = self._conn
-        return None if conn.phase == Phase.DETACHED else ConnectionView(conn.flow)
+        return None if conn.phase is Phase.DETACHED else ConnectionView(conn.flow)
 
     @stream.setter
     def stream(self, value: object) -> None:
@@ -242,7 +243,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         It is closed when the client has gone, as Tornado's is. Raises StreamClosedError
         when the connection is another exchange's, or was taken over before.
         """
-        if self._conn.exchange not in (self, None) or self._conn.phase == Phase.DETACHED:
+        if self._conn.exchange not in (self, None) or self._conn.phase is Phase.DETACHED:
             raise StreamClosedError()
         owner, self._owner = self._owner, None
         if self._conn.transport is None:

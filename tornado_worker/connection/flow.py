@@ -15,6 +15,7 @@ from tornado.iostream import StreamBufferFullError, StreamClosedError
 
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop, IsolatedTransport
+from tornado_worker.connection.phase import CHANGES, Phase
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.transport import (
     abort,
@@ -24,7 +25,7 @@ from tornado_worker.connection.transport import (
     sending_state,
 )
 
-__all__ = ["PIECE_MAX", "Connection", "Phase"]
+__all__ = ["PIECE_MAX", "WRITE_COST", "WRITE_SHARE", "Connection"]
 
 # Bytes kept for later (a pipelined request, a body nobody takes yet) before
 # the socket is left alone. The read that crosses it is kept as well: at most
@@ -40,20 +41,6 @@ PIECE_MAX = 64 * 1024
 # readers take whatever comes, so that nothing else would give others their turn.
 WRITE_SHARE = 256 * 1024
 WRITE_COST = 16 * 1024
-
-
-class Phase:
-    """What a connection waits for; the index of its timeout in `HTTPServer.timeouts`."""
-
-    NEW = 0  #: the first byte
-    IDLE = 1  #: another request
-    HEAD = 2  #: the rest of a header section
-    BODY = 3  #: the rest of a body
-    RESPONSE = 4  #: the application
-    LINGER = 5  #: the peer to stop sending, after a last response; input is discarded
-    CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
-    CLOSED = 7
-    DETACHED = 8  #: nothing: a TransportStream has the transport
 
 
 class Connection(asyncio.Protocol):
@@ -90,6 +77,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
         self.transport: Any = None  # an IsolatedTransport while the connection stands
+        #: What the connection waits for, and the loop time since when; see `_enter`.
         self.phase = Phase.NEW
         self.since = loop.time()
         # Bytes that wait for their turn, of which those before `_at` have been used.
@@ -136,7 +124,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.phase = Phase.CLOSED
+        self._enter(Phase.CLOSED)
         forget_frames(exc)
         if self.stream_state is not None:
             self.stream_state.on_connection_lost(self.loop, exc)
@@ -151,6 +139,18 @@ class Connection(asyncio.Protocol):
                 waiter.exception()  # whoever does not look at it need not
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
+
+    # Phases
+
+    def _enter(self, phase: Phase) -> None:
+        """Wait for something else from now on; `connection.phase.CHANGES` has the changes."""
+        assert phase in CHANGES[self.phase], f"{self.phase} -> {phase}"
+        self.phase = phase
+        self.since = self.loop.time()
+
+    def _renew(self) -> None:
+        """Begin the phase's time again, because the peer has done its part."""
+        self.since = self.loop.time()
 
     # Reading
 
@@ -274,10 +274,9 @@ class Connection(asyncio.Protocol):
         destroy the response on its way. So: say that we are done, and read
         and forget what comes, until the peer closes or the phase times out.
         """
-        if self.transport is None or self.phase >= Phase.LINGER:
+        if self.transport is None or self.phase.is_ending:
             return
-        self.phase = Phase.LINGER
-        self.since = self.loop.time()
+        self._enter(Phase.LINGER)
         self._held = None
         self._resume_reading()
         if self.transport.can_write_eof():
@@ -288,7 +287,7 @@ class Connection(asyncio.Protocol):
 
     def _close_gently(self) -> None:
         """Close after what is written has left."""
-        if self.transport is None or self.phase >= Phase.CLOSING:
+        if self.transport is None or self.phase is Phase.CLOSING:
             return
         if self._held:
             self._linger()  # see there: unread input must not turn into a reset
@@ -297,9 +296,8 @@ class Connection(asyncio.Protocol):
 
     def close_written(self) -> None:
         """Close after what is written has left, whatever of the input is unread."""
-        if self.transport is not None and self.phase < Phase.CLOSING:
-            self.phase = Phase.CLOSING
-            self.since = self.loop.time()
+        if self.transport is not None and self.phase is not Phase.CLOSING:
+            self._enter(Phase.CLOSING)
             if not self.transport.can_write_eof() and resets_when_closed(self.transport):
                 abort(self.transport)  # TLS would tell of an orderly end before the reset
             else:
@@ -312,7 +310,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         if self.transport is not None:
-            self.phase = Phase.CLOSING
+            self._enter(Phase.CLOSING)
             abort(self.transport)
 
     def reset_if_cut(self, wanted: bool) -> None:
@@ -322,7 +320,7 @@ class Connection(asyncio.Protocol):
 
     async def close(self) -> None:
         """Close at once and return when the connection is gone (Tornado's interface)."""
-        if self.phase == Phase.CLOSED or self.transport is None:
+        if self.transport is None:
             return
         if self._closed_waiter is None:
             self._closed_waiter = self.loop.create_future()

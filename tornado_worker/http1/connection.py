@@ -23,11 +23,12 @@ from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import PIECE_MAX, Connection, Phase
+from tornado_worker.connection.flow import PIECE_MAX, Connection
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.observer import ExchangeObserver
 from tornado_worker.connection.peer import PeerPolicy
+from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.transport import hang_up
 from tornado_worker.http1.head import make_request
@@ -127,17 +128,17 @@ class ServerConnection(Connection):
     def data_received(self, data: bytes) -> None:
         if self._held is not None:
             self._hold(data)
-        elif self.phase == Phase.BODY and self.server.turns.busy:
+        elif self.phase is Phase.BODY and self.server.turns.busy:
             self._held, self._at = data, 0
             self._pause_reading()
             self.server.turns.wait(self._on_turn)
-        elif self.phase <= Phase.BODY:
+        elif self.phase.is_reading:
             self._feed(data, 0)
         # Otherwise the connection lingers or closes: read and forget, so that
         # the peer's unread bytes do not turn our last response into a reset.
 
     def eof_received(self) -> bool | None:
-        answering = self.phase == Phase.RESPONSE or (self.phase == Phase.IDLE and self._held)
+        answering = self.phase is Phase.RESPONSE or (self.phase is Phase.IDLE and self._held)
         if not answering or not self.transport.can_write_eof():
             return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
@@ -149,7 +150,7 @@ class ServerConnection(Connection):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.exchange is None and self.phase == Phase.IDLE:
+        if self.exchange is None and self.phase is Phase.IDLE:
             if self._held:
                 self._next_message()
             else:
@@ -175,11 +176,10 @@ class ServerConnection(Connection):
         """Use `data[at:]`; what cannot be used yet is held."""
         reader = self._reader
         if reader is None:
-            if self.phase == Phase.IDLE and data[at : at + 3] == b"\r\n":
+            if self.phase is Phase.IDLE and data[at : at + 3] == b"\r\n":
                 return  # behind a body, of an old client: no beginning of a request
             reader = self._reader = MessageReader(self.server.rules)
-            self.phase = Phase.HEAD
-            self.since = self.loop.time()
+            self._enter(Phase.HEAD)
         try:
             end = reader.feed(data, at)
         except MessageError as e:
@@ -188,7 +188,7 @@ class ServerConnection(Connection):
         if end < len(data):
             self._held, self._at = data, end
         if self.exchange is not None:
-            self.since = self.loop.time()  # a body that arrives is not stalled
+            self._renew()  # a body that arrives is not stalled
             if len(data) >= PIECE_MAX and not reader.complete:
                 self.read_pieces(True)
                 self._deliver()
@@ -217,8 +217,8 @@ class ServerConnection(Connection):
             and not server.conn_params.no_keep_alive
             and start_line.method != "CONNECT"
         )
-        self.phase = Phase.BODY
-        self.since = exchange.started = self.loop.time()
+        self._enter(Phase.BODY)
+        exchange.started = self.since
         self.exchange = exchange
         try:
             wait = exchange.call(self._tell_head, exchange, start_line, headers)
@@ -330,14 +330,14 @@ class ServerConnection(Connection):
             self._turn = turn
             self._pieces = 0
         self._pieces += 1
-        if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
+        if self._pieces >= _PIECES_MAX and self._held is None and self.phase is Phase.BODY:
             self._held = b""
             self._pause_reading()
             self.server.turns.wait(self._on_turn)
 
     def _on_turn(self) -> None:
         """Go on with the next message, or a body: what is held of it, or reading more."""
-        if self.phase == Phase.IDLE:
+        if self.phase is Phase.IDLE:
             self._next_message()
             return
         if self._held is None or self._reader is None or self._waits:
@@ -373,7 +373,7 @@ class ServerConnection(Connection):
             if self.exchange is not exchange:
                 return
             self._waits = False
-            self.since = self.loop.time()  # the client was not to blame until now
+            self._renew()  # the client was not to blame until now
             proceed()
 
         if future.done():
@@ -392,7 +392,8 @@ class ServerConnection(Connection):
         if self._reads_pieces:
             self.read_pieces(False)
         self._reader = None
-        self.phase = Phase.RESPONSE
+        if not self.phase.is_ending:  # else the application has closed it while it read
+            self._enter(Phase.RESPONSE)
         exchange.read_finished = True
         delegate, exchange.delegate = exchange.delegate, None
         if not exchange.write_finished:
@@ -416,11 +417,12 @@ class ServerConnection(Connection):
         if exchange.status == 101:
             # The application detaches in this turn of the loop, or never will.
             self.loop.call_soon(self._close_unless_detached)
+        elif self.phase.is_ending:
+            pass  # the application has closed it
         elif not exchange.keep_alive or self.draining:
             self._close_gently()
         else:
-            self.phase = Phase.IDLE
-            self.since = self.loop.time()
+            self._enter(Phase.IDLE)
             if self._writing_paused:
                 # A client that does not take its response gets no other: what
                 # it sends is held, however slowly it comes. resume_writing
@@ -437,7 +439,7 @@ class ServerConnection(Connection):
 
     def _next_message(self) -> None:
         held, at = self._held, self._at
-        if held and self.phase == Phase.IDLE and not self._writing_paused:
+        if held and self.phase is Phase.IDLE and not self._writing_paused:
             self._held, self._at = None, 0
             self._feed(held, at)
             if self._eof:
@@ -478,7 +480,7 @@ class ServerConnection(Connection):
 
     def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
         """End the exchange with `status` or, when it has an answer, by cutting it short."""
-        if self.transport is None or self.phase >= Phase.LINGER:
+        if self.transport is None or self.phase.is_ending:
             return  # it has ended already
         exchange, self.exchange = self.exchange, None
         answered = exchange is not None and exchange.status != 0
@@ -518,13 +520,13 @@ class ServerConnection(Connection):
         super()._linger()
 
     def _close_after_eof(self) -> None:
-        if self.transport is None or self.phase >= Phase.LINGER:
+        if self.transport is None or self.phase.is_ending:
             return
-        if self.phase != Phase.IDLE or not self._held:  # else _next_message comes back here
+        if self.phase is not Phase.IDLE or not self._held:  # else _next_message comes back here
             self.close_written()
 
     def _close_unless_detached(self) -> None:
-        if self.phase != Phase.DETACHED:
+        if self.phase is not Phase.DETACHED:
             self._close_gently()
 
     # For HTTPServer
@@ -536,7 +538,7 @@ class ServerConnection(Connection):
         request on its way: it gets the rest of that time.
         """
         self.draining = True
-        if self.phase in (Phase.IDLE, Phase.NEW) and not self._held:
+        if self.phase.awaits_request and not self._held:
             if now - self.since >= grace:
                 self._close_gently()
         elif self.exchange is not None:
@@ -555,17 +557,17 @@ class ServerConnection(Connection):
     def on_timeout(self) -> None:
         """The phase has lasted longer than the server allows."""
         phase = self.phase
-        if phase in (Phase.NEW, Phase.IDLE):
+        if phase.awaits_request:
             self._close_gently()
-        elif phase == Phase.HEAD:
+        elif phase is Phase.HEAD:
             guarded(gen_log.info, "Timeout reading header from %s", self.context)
             self.fail(408)
-        elif phase == Phase.BODY:
+        elif phase is Phase.BODY:
             guarded(gen_log.info, "Timeout reading body from %s", self.context)
             self.abort()
         elif not self.may_go(self.loop.time(), self.server.stall_timeout):
-            self.since = self.loop.time()  # a slow reader: it gets the rest
-        elif phase == Phase.LINGER and not self.transport.can_write_eof():
+            self._renew()  # a slow reader: it gets the rest
+        elif phase is Phase.LINGER and not self.transport.can_write_eof():
             self.close_written()  # over TLS the peer has not been told of the end
         else:
             self.abort()
@@ -592,7 +594,7 @@ class ServerConnection(Connection):
         return (
             self.exchange is exchange
             and not exchange.write_finished
-            and self.phase < Phase.LINGER
+            and not self.phase.is_ending
             and self.transport is not None
             # A write that failed is known here before connection_lost is called;
             # asyncio complains of those that follow.
@@ -612,7 +614,7 @@ class ServerConnection(Connection):
         if self._reads_pieces:
             self.read_pieces(False)
         self.exchange = None
-        self.phase = Phase.DETACHED
+        self._enter(Phase.DETACHED)
         self._held = b""
         transport, self.transport = self.transport, None
         waiters, self._drain_waiters = self._drain_waiters, None

@@ -22,10 +22,10 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import Phase
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.observer import ExchangeObserver
 from tornado_worker.connection.peer import ConnectionContext, PeerPolicy
+from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.connection import ServerConnection
@@ -148,7 +148,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         #: Body bytes handed over at once; None: as many as one read brought.
         self.body_chunk_size = chunk_size
         idle = idle_connection_timeout or 3600.0  # Tornado's default
-        self.timeouts: dict[int, float] = {
+        self.timeouts: dict[Phase, float] = {
             Phase.NEW: min(idle, header_timeout or idle),
             Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
             Phase.HEAD: min(idle, header_timeout or idle),
@@ -250,7 +250,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 )
         except BaseException as e:
             # Broad: whatever it is, the place must be free again.
-            if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
+            if conn.transport is None and conn.phase is Phase.NEW:  # it never stood
                 if isinstance(e, ssl.SSLError):
                     # Any client can have as many of these as it likes.
                     self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, addresses[0], str(e))
@@ -338,18 +338,18 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         lost = []
         for conn in connections:
             phase = conn.phase
-            if phase == Phase.BODY:
+            if phase is Phase.BODY:
                 if conn.body_overdue(now, self.stall_timeout):
                     overdue.append(conn)
             else:
                 limit = timeouts.get(phase)
-                if conn.draining and phase <= Phase.IDLE:
+                if conn.draining and phase.awaits_request:
                     limit = _DRAIN_GRACE_S
                 if limit is not None and now - conn.since > limit:
                     overdue.append(conn)
             if conn.stopped_reading(now, self.stall_timeout):
                 stalled.append(conn)
-            elif phase == Phase.RESPONSE and conn.has_lost_peer():
+            elif phase is Phase.RESPONSE and conn.has_lost_peer():
                 lost.append(conn)
         return overdue, stalled, lost
 
@@ -424,7 +424,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._cancel_handshakes()
         refused = aborted = 0
         for conn in list(self._connections):
-            if conn.exchange is None and conn.phase != Phase.HEAD:
+            if conn.exchange is None and conn.phase is not Phase.HEAD:
                 conn.abort()  # nobody waits for anything
             elif conn.cut():
                 refused += 1
