@@ -27,6 +27,7 @@ from tornado_worker.config.known_settings import check_settings
 from tornado_worker.config.options import ATTRIBUTES, find_errors, find_strangers
 from tornado_worker.config.server_arguments import loop_factory, server_arguments
 from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.served import ServedConnection
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.drain import draining
 from tornado_worker.forked import Forks
@@ -399,7 +400,7 @@ class _Server(HTTPServer):
             return callback.start_request(server_conn, request_conn)
         return super().start_request(server_conn, request_conn)
 
-    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+    def on_detached(self, conn: ServedConnection, stream: TransportStream) -> None:
         super().on_detached(conn, stream)
         if draining.is_set():
             # Once its open() has been called.

@@ -13,7 +13,8 @@ from typing import Any
 
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
-from tornado_worker.http1.connection import HTTP1Host, ServerConnection
+from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.http1.host import HTTP1Host
 
 __all__ = ["ProxiedConnection", "header_length", "read_header"]
 
