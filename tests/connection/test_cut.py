@@ -80,7 +80,7 @@ CUTS: dict[str, Callable[[ServerThread, Message], Any]] = {
     "stream closed": lambda server, message: message.conn.stream.close(),
     "server stopped": lambda server, message: server.http.abort_all(),
     "connections closed": lambda server, message: server.http.close_all_connections(),
-    "exchange failed": lambda server, message: message.conn._conn.fail(500),
+    "exchange failed": lambda server, message: message.conn._conn.fail(message.conn, 500),
     "timed out": lambda server, message: message.conn._conn.abort(),
 }
 

@@ -171,7 +171,7 @@ def test_input_is_forgotten_after_a_delegate_that_failed_and_asks_to_wait(
     """It has ended the exchange, and returns a future that is never done."""
 
     def fail(message: Message, chunk: bytes = b"") -> Any:
-        message.conn._conn.fail(500)
+        message.conn._conn.fail(message.conn, 500)
         return server.loop.create_future()
 
     server = serve(Messages(on_data=fail))

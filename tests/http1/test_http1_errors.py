@@ -20,7 +20,6 @@ from conftest import TLSFiles
 from helpers.raw_response import ERROR, raw
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
 from helpers.waiting import eventually
-from tornado_worker.connection.flow import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
@@ -139,7 +138,7 @@ def test_closed_stream_of_a_tls_client_that_does_not_answer_goes(
 ) -> None:
     app = Messages(on_finish=lambda m: m.conn.stream.close())
     server = serve(app, ssl_options=tls.server_context(), client_tls=tls.client_context())
-    server.http.timeouts[Phase.CLOSING] = 0.1
+    server.http.timeouts.closing = 0.1
     client = server.connect()
     client.send(GET)  # and reads nothing, so that its TLS layer cannot answer
     eventually(lambda: app.messages and not server.connections)

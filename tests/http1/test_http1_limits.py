@@ -20,7 +20,6 @@ from tornado import web
 from conftest import TLSFiles
 from helpers.server_thread import Client, Message, Messages, Serve
 from helpers.waiting import DEADLINE_S, eventually
-from tornado_worker.connection.flow import Phase
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -388,8 +387,8 @@ def test_client_that_reads_slowly_gets_it_all(
         kernel_buffer=32768,
         **(over_tls if layer == "tls" else {}),
     )
-    server.http.timeouts[Phase.CLOSING] = 0.1
-    server.http.timeouts[Phase.LINGER] = 0.1
+    server.http.timeouts.closing = 0.1
+    server.http.timeouts.linger = 0.1
     client = server.connect(kernel_buffer=32768)
     field = b"" if how == "keep-alive" else b"Connection: close\r\n"
     client.send(GET[:-2] + field + b"\r\n" + (b"more" if how == "linger" else b""))
@@ -403,7 +402,7 @@ def test_client_that_reads_slowly_gets_it_all(
 def test_lingering_connection_is_closed_in_the_end(serve: Serve) -> None:
     """The client neither closes nor stops sending."""
     server = serve(Messages(on_headers=lambda m: m.respond(b"no", 413)))
-    server.http.timeouts[Phase.LINGER] = 0.1
+    server.http.timeouts.linger = 0.1
     client = server.connect()
     client.send(post(b"", length=1 << 30))
     assert client.response().status == 413

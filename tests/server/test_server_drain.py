@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tornado import httputil, web
 from conftest import TLSFiles
 from helpers.server_thread import Message, Messages, Serve, ServerThread
 from helpers.waiting import DEADLINE_S, eventually
+from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.server import server
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -24,13 +26,13 @@ OK = httputil.ResponseStartLine("", 200, "OK")
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every connection had been idle for long."""
-    monkeypatch.setattr(server, "_DRAIN_GRACE_S", 0.0)
+    monkeypatch.setattr(server, "Timeouts", functools.partial(Timeouts, drain_grace=0.0))
 
 
 @pytest.fixture
 def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no time passed."""
-    monkeypatch.setattr(server, "_DRAIN_GRACE_S", 60.0)
+    monkeypatch.setattr(server, "Timeouts", functools.partial(Timeouts, drain_grace=60.0))
 
 
 def begin_drain(made: ServerThread) -> Any:

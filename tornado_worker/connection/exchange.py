@@ -1,15 +1,13 @@
 """One exchange: the `tornado.httputil.HTTPConnection` that applications write to.
 
-Frames the response and keeps the record of the exchange. Knows the connection
-it belongs to by a few methods, and neither parser nor transport.
+Keeps what every protocol shares: the record of the exchange, the bytes its body still owes,
+its close callback. What carries it is a `Channel`, which makes bytes of its head and body:
+an HTTP/1 connection is one, and one stream of HTTP/2 could be. Knows neither parser nor transport.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
-import socket
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Protocol
 
@@ -18,83 +16,98 @@ from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
-from tornado_worker.connection.fields import format_head
-from tornado_worker.connection.flow import WRITE_SHARE, Connection, Phase
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop, RequestTask
-from tornado_worker.connection.sendfile import send_file
-from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.stream_view import ConnectionView
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["Channel", "RequestConnection"]
-
-# A chunk up to this size is joined to the head, so that they leave in one
-# packet; beyond, the copy costs more than the second write.
-_JOIN_MAX = 16 * 1024
+__all__ = ["Channel", "RequestConnection", "drop_field"]
 
 
 class Channel(Protocol):
-    """What an exchange needs of what carries it: a connection that speaks HTTP/1."""
+    """What carries an exchange: all that the exchange asks of it, and tells it to do.
+
+    A channel may carry one exchange after another. What a former one says then has no effect.
+    """
 
     loop: IsolatedLoop
+    #: What is known of the peer.
     context: Any
-    #: The loop time at which the message began.
-    since: float
-    phase: int
-    transport: Any
-    stream_state: StreamState | None
-    #: Bytes that may be written in this turn of the loop before writers wait.
-    write_share: int
-    #: The exchange that the connection is for at the moment.
-    exchange: RequestConnection | None
 
     @property
     def server(self) -> Host:
         """The server of the connection."""
 
-    @property
-    def flow(self) -> Connection:
-        """What is beneath: the transport, with its reading and writing."""
+    # Questions
+
+    def carries(self, exchange: RequestConnection) -> bool:
+        """Tell whether `exchange` is not over."""
 
     def takes_response(self, exchange: RequestConnection) -> bool:
-        """Tell whether what `exchange` writes still has somebody to go to."""
-
-    def request_is_whole(self) -> bool:
-        """Tell whether the current request has been read to its end."""
+        """Tell whether what `exchange` writes can still reach the client."""
 
     def can_send_files(self) -> bool:
-        """Tell whether `send_file` works on what is beneath."""
+        """Tell whether `send_file` can be called now."""
 
-    def write(self, data: bytes) -> asyncio.Future[None]:
-        """Write bytes; the future resolves when more are wanted."""
+    def stream_view(self) -> ConnectionView | None:
+        """Return what applications see as the stream; None once it is detached."""
 
-    def reset_if_cut(self, wanted: bool) -> None:
-        """From now on the peer must see a reset if the connection ends, or no longer."""
+    # A response, in this order: interim heads, the head, the body, the end
 
-    def end_exchange(self, exchange: RequestConnection) -> None:
-        """Go on behind `exchange`, whose request and response are whole."""
+    def send_interim(
+        self,
+        exchange: RequestConnection,
+        start_line: httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> asyncio.Future[None]:
+        """Send a head with a status of 1xx; clients that do not know of those get none."""
 
-    def end_early(self, exchange: RequestConnection) -> None:
-        """Give the rest of the request up, whose response is whole."""
+    def send_head(
+        self,
+        exchange: RequestConnection,
+        start_line: httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes,
+    ) -> asyncio.Future[None]:
+        """Send the final head and the first bytes of the body, which it counts.
 
-    def fail(self, status: int) -> None:
-        """Answer `status`, or cut the answer that has begun."""
+        Sets `status` and `response_headers` when both can be sent. Raises ValueError,
+        TypeError or HTTPOutputError before if they cannot.
+        """
 
-    def close_written(self) -> None:
-        """End the connection after what is written has left."""
+    def send_body(self, chunk: bytes) -> asyncio.Future[None]:
+        """Send bytes of the body, at least one; the future resolves when more are wanted."""
 
-    def abort(self) -> None:
-        """End the connection now."""
+    def send_raw(self, exchange: RequestConnection, data: bytes) -> asyncio.Future[None]:
+        """Send the beginning of a response whose head the application has made itself."""
 
-    def cut(self) -> bool:
-        """End the exchange now: with a 503 if it has no answer yet."""
+    def send_file(
+        self, exchange: RequestConnection, fd: int, offset: int, count: int
+    ) -> asyncio.Future[None]:
+        """Send bytes of a file as bytes of the body."""
+
+    def end(self, exchange: RequestConnection) -> None:
+        """End the response, which is whole: `write_finished` from now on."""
+
+    # Other ways to end it
+
+    def fail(self, exchange: RequestConnection, status: int) -> None:
+        """Answer `status`, or cut the response short if it has begun."""
+
+    def cut_short(self, exchange: RequestConnection) -> None:
+        """End after what was written of the response has left."""
+
+    def cancel(self, exchange: RequestConnection) -> None:
+        """End now: with a 503 if no response has begun."""
+
+    def drop(self, exchange: RequestConnection) -> None:
+        """End now, without a word."""
 
     def tell_observer(self, exchange: RequestConnection, note: object) -> None:
         """Hand the server's observer, if it has one, `note` on `exchange`. Any thread."""
 
     def detach(self, exchange: RequestConnection, owner: Any) -> IOStream:
-        """Hand over what is beneath to a stream of `owner`'s."""
+        """Hand over what is beneath to a stream of `owner`'s. Raises StreamClosedError."""
 
 
 class RequestConnection(RequestTask, httputil.HTTPConnection):
@@ -107,11 +120,10 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     """
 
     __slots__ = (
-        "_chunked",
         "_close_callback",
         "_conn",
-        "_left",
         "_owner",
+        "body_left",
         "body_received",
         "body_sent",
         "body_timeout",
@@ -141,7 +153,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         self._conn = conn
         self.start_task(conn.loop)
         self.context = conn.context
-        self.started = conn.since
+        self.started = 0.0
         self.delegate: httputil.HTTPMessageDelegate | None = None
         self.raw_target = ""
         self.keep_alive = False
@@ -156,22 +168,19 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         #: What a longer body is answered: Tornado's 400, unless its application wants another.
         self.oversize_status = 400
         self.body_timeout: float | None = conn.server.conn_params.body_timeout
-        self._chunked = False
-        # Bytes of the response body still owed; None when not known ahead.
-        self._left: int | None = None
+        #: Bytes of the response body still owed; None when not known ahead.
+        self.body_left: int | None = None
         self._close_callback: Callable[[], None] | None = None
         # What the latest callback belongs to: Tornado's handlers take theirs
         # back before they detach, and their stream is still theirs.
         self._owner: Any = None
-        conn.write_share = WRITE_SHARE
 
     # What Tornado's HTTP1Connection offers beyond the interface
 
     @property
     def stream(self) -> ConnectionView | None:
         """The connection as an IOStream, as far as that goes; None once it is detached."""
-        conn = self._conn
-        return None if conn.phase == Phase.DETACHED else ConnectionView(conn.flow)
+        return self._conn.stream_view()
 
     @stream.setter
     def stream(self, value: object) -> None:
@@ -232,13 +241,11 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
 
     def close(self) -> None:
         """Close the connection at once, unless another exchange has it by now."""
-        if self._conn.exchange in (self, None):
-            self._conn.abort()
+        self._conn.drop(self)
 
     def cut_short(self) -> None:
         """End the connection after what was written of the response has left."""
-        if self._conn.exchange in (self, None):
-            self._conn.close_written()
+        self._conn.cut_short(self)
 
     def detach(self) -> IOStream:
         """Take the connection over, with the bytes that were read ahead.
@@ -247,16 +254,8 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         It is closed when the client has gone, as Tornado's is. Raises StreamClosedError
         when the connection is another exchange's, or was taken over before.
         """
-        if self._conn.exchange not in (self, None) or self._conn.phase == Phase.DETACHED:
-            raise StreamClosedError()
-        owner, self._owner = self._owner, None
-        if self._conn.transport is None:
-            stream = IOStream(socket.socket())
-            stream.close()
-        else:
-            if self._ends_with_close():
-                self._conn.reset_if_cut(False)  # where it ends is the stream's to say
-            stream = self._conn.detach(self, owner)
+        stream = self._conn.detach(self, self._owner)
+        self._owner = None
         self._close_callback = None
         self.delegate = None
         return stream
@@ -283,72 +282,35 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         if isinstance(code, int) and 100 <= code < 200 and code != 101:
             return self._write_interim(start_line, headers, chunk)
         if self.status:
-            conn.close_written()
+            conn.cut_short(self)
             raise httputil.HTTPOutputError("response headers were written before")
         try:
-            data = self._format_head(start_line, headers, len(chunk or b""))
+            self._owe_body(code, headers)
+            return conn.send_head(self, start_line, headers, chunk or b"")
         except Exception:
-            # Nothing has been sent, so the client gets an answer all the same.
-            # Whatever the application does next, this exchange is over.
-            conn.fail(500)
+            if not self.status:
+                # Nothing has been sent, so the client gets an answer all the same.
+                # Whatever the application does next, this exchange is over.
+                conn.fail(self, 500)
             raise
-        self.status = int(code)
-        self.response_headers = headers
-        if self._ends_with_close():
-            conn.reset_if_cut(True)
-        if not chunk:
-            return conn.write(data)
-        body = self._format_chunk(chunk)
-        if len(body) <= _JOIN_MAX:
-            return conn.write(data + body)
-        conn.write(data)
-        return conn.write(body)
 
-    def _format_head(
-        self, start_line: httputil.ResponseStartLine, headers: httputil.HTTPHeaders, size: int
-    ) -> bytes:
-        """Decide on framing and persistence; `size` bytes of body follow at once."""
-        code = start_line.code
-        method, _, version = self.start_line
+    def _owe_body(self, code: int, headers: httputil.HTTPHeaders) -> None:
+        """Find out how many bytes of body must follow; what frames them is the channel's."""
         if "Transfer-Encoding" in headers:
             _drop_coding(headers)
         length = None
         if "Content-Length" in headers:
             if code in (101, 204):
-                _drop(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
+                drop_field(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
             else:
                 try:
                     length = _check_length(headers)
                 except ValueError:
                     # As in Tornado, whose tests want no answer here.
-                    self._conn.abort()
+                    self._conn.drop(self)
                     raise
-        if code in (204, 304, 101) or method == "HEAD":
-            self._left = 0
-        elif length is not None:
-            self._left = length
-        elif version == "HTTP/1.0":
-            self.keep_alive = False  # only closing can end this body
-        elif method != "CONNECT" or not 200 <= code < 300:  # else a tunnel begins
-            self._chunked = True
-            headers["Transfer-Encoding"] = "chunked"
-        options: list[str] = []
-        if "Connection" in headers:
-            options = [option.strip() for option in headers["Connection"].split(",")]
-            if "close" in map(str.lower, options):
-                self.keep_alive = False
-        if self.keep_alive and self._left == size and not self._conn.request_is_whole():
-            # The response is complete before the request is: rather than
-            # read the rest for nothing, close, and say so.
-            self.keep_alive = False
-        if not self.keep_alive:
-            if "Keep-Alive" in headers:
-                _drop(headers, "Keep-Alive")
-            if code != 101:
-                headers["Connection"] = _connection("close", options)
-        elif version == "HTTP/1.0":
-            headers["Connection"] = _connection("Keep-Alive", options)
-        return format_head(code, start_line.reason, headers)
+        bodiless = code in (204, 304, 101) or self.start_line.method == "HEAD"
+        self.body_left = 0 if bodiless else length
 
     def _write_interim(
         self,
@@ -363,12 +325,10 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             raise httputil.HTTPOutputError(f"interim response {code} after the final head")
         if chunk:
             raise httputil.HTTPOutputError(f"interim response {code} with a body")
-        if self.start_line.version == "HTTP/1.0":
-            return conn.server.done  # RFC 9110 section 15.2: it would not understand
         for name in ("Content-Length", "Transfer-Encoding"):
             if name in headers:
-                _drop(headers, name)
-        return conn.write(format_head(code, start_line.reason, headers))
+                drop_field(headers, name)
+        return conn.send_interim(self, start_line, headers)
 
     @property
     def ends_with_finish(self) -> bool:
@@ -376,31 +336,16 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
 
         The client cannot see that a part of it is missing when `finish` is called.
         """
-        return bool(self.status) and self._left is None and not self.write_finished
+        return bool(self.status) and self.body_left is None and not self.write_finished
 
-    def _ends_with_close(self) -> bool:
-        """Tell whether the end of the connection is the end of the response's body."""
-        return (
-            self._left is None
-            and not self._chunked
-            and self.response_headers is not None
-            and self.start_line.method != "CONNECT"
-        )
-
-    def _format_chunk(self, chunk: bytes) -> bytes:
-        size = len(chunk)
-        self._count_body(size)
-        if self._chunked and size:
-            return b"%x\r\n%b\r\n" % (size, chunk)
-        return chunk
-
-    def _count_body(self, size: int) -> None:
+    def count_body(self, size: int) -> None:
+        """Count `size` bytes of body that are about to be sent. Raises HTTPOutputError."""
         self.body_sent += size
-        if self._left is not None:
-            self._left -= size
-            if self._left < 0:
+        if self.body_left is not None:
+            self.body_left -= size
+            if self.body_left < 0:
                 # The client must not take the excess for the next response.
-                self._conn.close_written()
+                self._conn.cut_short(self)
                 raise httputil.HTTPOutputError("Tried to write more data than Content-Length")
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
@@ -413,17 +358,12 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         conn = self._conn
         if not conn.takes_response(self):
             return _closed_future(conn)
-        if self.status == 0 and chunk:
-            match = re.match(rb"HTTP/1\.\d (\d{3})", chunk)
-            if match is None:
-                conn.fail(500)
-                raise httputil.HTTPOutputError("body written before the response's head")
-            self.status = int(match[1])
-            self.keep_alive = False
-        data = self._format_chunk(chunk)
-        if not data:
+        if not chunk:
             return conn.server.done
-        return conn.write(data)
+        if self.status == 0:
+            return conn.send_raw(self, chunk)
+        self.count_body(len(chunk))
+        return conn.send_body(chunk)
 
     def send_file(self, file: IO[bytes], offset: int, count: int) -> asyncio.Future[None] | None:
         """Write `count` bytes of `file` from `offset` as body, without copying them.
@@ -435,16 +375,14 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         response, or when `file` is not a real file.
         """
         conn = self._conn
-        if self._chunked or not conn.takes_response(self) or not conn.can_send_files():
+        if not conn.takes_response(self) or not conn.can_send_files():
             return None
         try:
             fd = file.fileno()
         except (AttributeError, OSError):
             return None
-        self._count_body(count)
-        return conn.loop.create_task(
-            send_file(conn.flow, functools.partial(conn.takes_response, self), fd, offset, count)
-        )
+        self.count_body(count)
+        return conn.send_file(self, fd, offset, count)
 
     def finish(self) -> None:
         """End the response; see `tornado.httputil.HTTPConnection`."""
@@ -456,39 +394,26 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         if not conn.takes_response(self):
             self.write_finished = True
             return
-        if self._left:
-            conn.close_written()
+        if self.body_left:
+            conn.cut_short(self)
             raise httputil.HTTPOutputError(
-                f"Tried to write {self._left} bytes less than Content-Length"
+                f"Tried to write {self.body_left} bytes less than Content-Length"
             )
         if self.status == 0:
             # Such as a handler whose cookie could not be written: Tornado's next step is this.
-            conn.fail(500)
+            conn.fail(self, 500)
             raise httputil.HTTPOutputError("response finished before its headers were written")
-        if self._chunked:
-            conn.write(b"0\r\n\r\n")
-        elif self._ends_with_close():
-            conn.reset_if_cut(False)
-        self.write_finished = True
+        conn.end(self)
         self._close_callback = None
-        if conn.stream_state is not None:
-            conn.stream_state.close_callback = None
-        if self.read_finished:
-            conn.end_exchange(self)
-        else:
-            # What is reading the request right now ends the exchange if the
-            # request proves whole; otherwise nobody needs the rest.
-            conn.loop.call_soon(conn.end_early, self)
 
     # RequestTask
 
     def done(self) -> bool:
-        return self._conn.exchange is not self
+        return not self._conn.carries(self)
 
     def on_cancelled(self) -> None:
         # As when a future that the delegate returned is cancelled.
-        if self._conn.takes_response(self):
-            self._conn.cut()
+        self._conn.cancel(self)
 
     # For the connection
 
@@ -511,7 +436,8 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             guarded(app_log.error, "Uncaught exception", exc_info=True)
 
 
-def _drop(headers: httputil.HTTPHeaders, name: str) -> None:
+def drop_field(headers: httputil.HTTPHeaders, name: str) -> None:
+    """Delete a field that is there."""
     headers[name] = ""  # or Tornado 6.5 cannot delete a field that was repeated
     del headers[name]
 
@@ -524,7 +450,7 @@ def _drop_coding(headers: httputil.HTTPHeaders) -> None:
             f"invalid Transfer-Encoding: only the server's chunked can be sent; got {coding!r}"
             " (a compressed body has a Content-Encoding)"
         )
-    _drop(headers, "Transfer-Encoding")
+    drop_field(headers, "Transfer-Encoding")
 
 
 def _check_length(headers: httputil.HTTPHeaders) -> int:
@@ -541,14 +467,8 @@ def _check_length(headers: httputil.HTTPHeaders) -> int:
     return int(length)
 
 
-def _connection(option: str, others: list[str]) -> str:
-    """Return the value of a Connection field: ours first, the application's other options."""
-    kept = [other for other in others if other.lower() not in ("", "close", "keep-alive")]
-    return ", ".join([option, *kept])
-
-
 def _closed_future(conn: Channel) -> asyncio.Future[None]:
     future: asyncio.Future[None] = conn.loop.create_future()
     future.set_exception(StreamClosedError())
-    future.exception()  # whoever does not look at it need not
+    future.exception()  # mark it retrieved; asyncio logs it otherwise
     return future

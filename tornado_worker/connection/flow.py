@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tornado.iostream import StreamBufferFullError, StreamClosedError
+from tornado.log import gen_log
 
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop, IsolatedTransport
+from tornado_worker.connection.phase import CHANGES, Phase
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.transport import (
     abort,
@@ -23,8 +26,9 @@ from tornado_worker.connection.transport import (
     resets_when_closed,
     sending_state,
 )
+from tornado_worker.logs.guard import guarded
 
-__all__ = ["PIECE_MAX", "Connection", "Phase"]
+__all__ = ["PIECE_MAX", "WRITE_COST", "WRITE_SHARE", "Connection"]
 
 # Bytes kept for later (a pipelined request, a body nobody takes yet) before
 # the socket is left alone. The read that crosses it is kept as well: at most
@@ -35,33 +39,18 @@ _HELD_MAX = 64 * 1024
 # Bytes of one read while a long body arrives; see PieceReader.
 PIECE_MAX = 64 * 1024
 
-# What a connection may write in one turn of the loop before its writes ask who awaits
-# them to wait for the next: bytes, of which each write counts as some more. Fast
-# readers take whatever comes, so that nothing else would give others their turn.
+# A connection may write this much in one turn of the loop (bytes); each write costs some
+# more. Beyond, the future of a write is done in the next turn. Without it, a client that reads
+# fast would leave no turns to others.
 WRITE_SHARE = 256 * 1024
 WRITE_COST = 16 * 1024
-
-
-class Phase:
-    """What a connection waits for; the index of its timeout in `HTTPServer.timeouts`."""
-
-    NEW = 0  #: the first byte
-    IDLE = 1  #: another request
-    HEAD = 2  #: the rest of a header section
-    BODY = 3  #: the rest of a body
-    RESPONSE = 4  #: the application
-    LINGER = 5  #: the peer to stop sending, after a last response; input is discarded
-    CLOSING = 6  #: the last bytes to leave, or the TLS shutdown
-    CLOSED = 7
-    DETACHED = 8  #: nothing: a TransportStream has the transport
 
 
 class Connection(asyncio.Protocol):
     """One TCP, TLS or Unix connection, without a protocol yet.
 
-    `since` is the loop time at which `phase` began; `HTTPServer` sweeps over
-    its connections for those that stayed too long, which costs less than a
-    timer for each.
+    `since` is the loop time at which `phase` began. `HTTPServer` sweeps over its connections
+    for those that wait too long, which costs less than a timer for each.
     """
 
     __slots__ = (
@@ -90,6 +79,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
         self.transport: Any = None  # an IsolatedTransport while the connection stands
+        #: What the connection waits for, and the loop time since when; see `_enter`.
         self.phase = Phase.NEW
         self.since = loop.time()
         # Bytes that wait for their turn, of which those before `_at` have been used.
@@ -114,7 +104,7 @@ class Connection(asyncio.Protocol):
         transport = self.transport = IsolatedTransport(transport, self.loop)
         if not transport.can_write_eof():
             # The layers of TLS hold half a MB each way before they say so, a plain
-            # transport 64 KB. And what they read at once they copy at once, twice.
+            # transport 64 KB. And they copy twice all that they read at once.
             transport.set_read_buffer_limits(high=_HELD_MAX)
             transport.set_write_buffer_limits(high=_HELD_MAX)
             self._reads_pieces = True
@@ -136,7 +126,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.phase = Phase.CLOSED
+        self._enter(Phase.CLOSED)
         forget_frames(exc)
         if self.stream_state is not None:
             self.stream_state.on_connection_lost(self.loop, exc)
@@ -148,9 +138,26 @@ class Connection(asyncio.Protocol):
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=exc))
-                waiter.exception()  # whoever does not look at it need not
+                waiter.exception()  # mark it retrieved; asyncio logs it otherwise
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
+
+    # Phases
+
+    @property
+    def was_made(self) -> bool:
+        """Whether `connection_made` was called."""
+        return self.transport is not None or self.phase is not Phase.NEW
+
+    def _enter(self, phase: Phase) -> None:
+        """Wait for something else from now on; `connection.phase.CHANGES` has the changes."""
+        assert phase in CHANGES[self.phase], f"{self.phase} -> {phase}"
+        self.phase = phase
+        self.since = self.loop.time()
+
+    def _renew(self) -> None:
+        """Begin the phase's time again, because the peer has done its part."""
+        self.since = self.loop.time()
 
     # Reading
 
@@ -239,45 +246,28 @@ class Connection(asyncio.Protocol):
             if self.transport is not None:
                 self.transport.set_write_buffer_limits(high=_HELD_MAX)
 
-    def stopped_reading(self, now: float, stall_timeout: float) -> bool:
-        """Tell whether the peer takes nothing of what waits for it, for `stall_timeout` seconds."""
-        if not self._writing_paused or self.transport is None:
-            return False
-        return self._stalled(sending_state(self.transport)[1], now, stall_timeout)
+    # Ending: in one of three ways. All that ends a connection calls one of these methods, and
+    # says why. Each may be repeated, and is heeded only if the connection is not further already.
 
-    def has_lost_peer(self) -> bool:
-        """Tell whether the peer is gone although nobody reads from it at the moment.
+    def close_written(self) -> None:
+        """End after what is written has left, whatever of the input is unread."""
+        if self.transport is not None and self.phase is not Phase.CLOSING:
+            self._enter(Phase.CLOSING)
+            if not self.transport.can_write_eof() and resets_when_closed(self.transport):
+                abort(self.transport)  # TLS would tell of an orderly end before the reset
+            else:
+                self.transport.close()
 
-        The loop reports a lost connection only while it reads. Where the system
-        tells of it (Linux), a peer that will send no more counts as gone.
-        """
-        if not self._reading_paused or self.transport is None:
-            return False
-        poll = select.poll()
-        poll.register(
-            self.transport.get_extra_info("socket").fileno(), getattr(select, "POLLRDHUP", 0)
-        )
-        return bool(poll.poll(0))
-
-    def _stalled(self, progress: int, now: float, stall_timeout: float) -> bool:
-        if progress != self._progress:
-            self._progress = progress
-            self._progress_since = now
-        return now - self._progress_since > stall_timeout
-
-    # Ending
-
-    def _linger(self) -> None:
-        """Close once the peer has seen the last response.
+    def linger(self) -> None:
+        """End when the peer has seen the last response.
 
         Closing with input unread makes the kernel send a reset, which may
         destroy the response on its way. So: say that we are done, and read
         and forget what comes, until the peer closes or the phase times out.
         """
-        if self.transport is None or self.phase >= Phase.LINGER:
+        if self.transport is None or self.phase.is_ending:
             return
-        self.phase = Phase.LINGER
-        self.since = self.loop.time()
+        self._enter(Phase.LINGER)
         self._held = None
         self._resume_reading()
         if self.transport.can_write_eof():
@@ -286,48 +276,82 @@ class Connection(asyncio.Protocol):
             except OSError:
                 self.abort()  # the peer has just gone: asyncio tells it here
 
-    def _close_gently(self) -> None:
-        """Close after what is written has left."""
-        if self.transport is None or self.phase >= Phase.CLOSING:
-            return
-        if self._held:
-            self._linger()  # see there: unread input must not turn into a reset
-            return
-        self.close_written()
-
-    def close_written(self) -> None:
-        """Close after what is written has left, whatever of the input is unread."""
-        if self.transport is not None and self.phase < Phase.CLOSING:
-            self.phase = Phase.CLOSING
-            self.since = self.loop.time()
-            if not self.transport.can_write_eof() and resets_when_closed(self.transport):
-                abort(self.transport)  # TLS would tell of an orderly end before the reset
-            else:
-                self.transport.close()
-
-    def may_go(self, now: float, stall_timeout: float) -> bool:
-        """Tell whether the peer has got all that was written, or takes nothing of the rest."""
-        left, progress = sending_state(self.transport)
-        return left == 0 or self._stalled(progress, now, stall_timeout)
-
     def abort(self) -> None:
+        """End now, also if something that is written has not left: then with a reset."""
         if self.transport is not None:
-            self.phase = Phase.CLOSING
+            self._enter(Phase.CLOSING)
             abort(self.transport)
+
+    async def close(self) -> None:
+        """Abort, and return when the connection is gone (Tornado's interface)."""
+        if self.transport is None:
+            return
+        if self._closed_waiter is None:
+            self._closed_waiter = self.loop.create_future()
+        self.abort()
+        await self._closed_waiter
 
     def reset_if_cut(self, wanted: bool) -> None:
         """From now on the peer must see a reset if the connection ends, or no longer."""
         if self.transport is not None:
             reset_when_closed(self.transport, wanted)
 
-    async def close(self) -> None:
-        """Close at once and return when the connection is gone (Tornado's interface)."""
-        if self.phase == Phase.CLOSED or self.transport is None:
-            return
-        if self._closed_waiter is None:
-            self._closed_waiter = self.loop.create_future()
+    # Ending for want of progress
+
+    def sweep(self, now: float) -> Callable[[], None] | None:
+        """Return what ends the connection, if it has waited too long at the loop time `now`."""
+        timeouts = self.server.timeouts
+        phase = self.phase
+        if self._writing_paused and self._has_stopped_reading(now, timeouts.stall):
+            return self._end_unread
+        if phase is Phase.RESPONSE:
+            return self.abort if self._reading_paused and self._has_lost_peer() else None
+        if phase is Phase.LINGER:
+            return self._end_at_last if now - self.since > timeouts.linger else None
+        if phase is Phase.CLOSING:
+            return self._end_at_last if now - self.since > timeouts.closing else None
+        return None
+
+    def _has_stopped_reading(self, now: float, stall_timeout: float) -> bool:
+        """Tell whether the peer takes nothing of what waits for it, for `stall_timeout` seconds."""
+        if self.transport is None:
+            return False
+        return self._is_stalled(sending_state(self.transport)[1], now, stall_timeout)
+
+    def _is_stalled(self, progress: int, now: float, stall_timeout: float) -> bool:
+        if progress != self._progress:
+            self._progress = progress
+            self._progress_since = now
+        return now - self._progress_since > stall_timeout
+
+    def _has_lost_peer(self) -> bool:
+        """Tell whether the peer is gone, which the loop reports only while it reads.
+
+        Where the system tells of it (Linux), a peer that will send no more counts as gone.
+        """
+        if self.transport is None:
+            return False
+        poll = select.poll()
+        poll.register(
+            self.transport.get_extra_info("socket").fileno(), getattr(select, "POLLRDHUP", 0)
+        )
+        return bool(poll.poll(0))
+
+    def _end_unread(self) -> None:
+        guarded(gen_log.info, "Timeout writing to %s", self.context)
         self.abort()
-        await self._closed_waiter
+
+    def _end_at_last(self) -> None:
+        """End what lingers or closes, unless its peer is still taking what is written."""
+        if self.transport is None:
+            return
+        left, progress = sending_state(self.transport)
+        if left and not self._is_stalled(progress, self.loop.time(), self.server.timeouts.stall):
+            self._renew()  # a slow reader: it gets the rest
+        elif self.phase is Phase.LINGER and not self.transport.can_write_eof():
+            self.close_written()  # over TLS the peer has not been told of the end
+        else:
+            self.abort()
 
 
 class _PieceBuffer(threading.local):
@@ -345,8 +369,8 @@ class PieceReader(asyncio.BufferedProtocol):
 
     __slots__ = ("_buffer", "_conn")
 
-    # Whoever gets it has read from it before the loop turns: one for each loop is
-    # enough, and loops have threads of their own.
+    # One buffer for each loop is enough, because a reader has copied its bytes before the
+    # loop goes on. Loops have threads of their own.
     _pieces = _PieceBuffer()
 
     def __init__(self, conn: Connection) -> None:

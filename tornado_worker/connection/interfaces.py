@@ -1,8 +1,4 @@
-"""What a connection needs of its server, and of who knows more about its peer.
-
-Interfaces alone. A server implements `Host`, for connections of every protocol;
-`tornado_worker.config.peer_policy` implements `PeerPolicy` by Gunicorn's settings.
-"""
+"""What a connection needs of its server, whatever it speaks. The interface alone."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any, Protocol
 
 from tornado.http1connection import HTTP1ConnectionParameters
 
+from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.connection.turns import Turns
 
 __all__ = ["Host"]
@@ -21,6 +18,8 @@ class Host(Protocol):
 
     #: Shares out turns of the loop among its connections.
     turns: Turns
+    #: How long connections may wait.
+    timeouts: Timeouts
     #: A future that is done, for all writes that need not wait.
     done: asyncio.Future[None]
     #: Bytes that a stream may keep, once a connection is detached.

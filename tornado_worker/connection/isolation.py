@@ -83,7 +83,7 @@ class IsolatedLoop:
 
 
 class IsolatedTransport:
-    """A transport whose protocol is called in contexts of its server's, whoever uses it."""
+    """A transport whose protocol is always called in contexts of its server's."""
 
     __slots__ = ("_new_context", "_socket_transport", "_transport", "_write", "is_closing", "loop")
 

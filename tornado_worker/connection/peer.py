@@ -63,7 +63,7 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
     ) -> None:
         #: The client's address: the peer's, unless the peer is a proxy that names another.
         self.address = address
-        #: The address of the other end of the connection: who is to be trusted, or not.
+        #: The address of the other end of the connection, which is trusted or not.
         self.peer_address = address
         #: Where the listener is bound, as `getsockname()` tells it.
         self.server_address = server_address

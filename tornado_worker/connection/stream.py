@@ -163,7 +163,7 @@ class TransportStream(IOStream):
             if self._read_buffer_size >= _UNREAD_MAX:
                 self._pause_reading()
             return
-        # Who answers what has just come, and then waits for more, needs no other turn.
+        # An application that waits for each message before it reads on needs no other turn.
         self._read_share = _READ_SHARE
         if self._write_share > 0:
             self._write_share = WRITE_SHARE
@@ -287,7 +287,7 @@ class TransportStream(IOStream):
             self._turns.wait(self._begin_write_turn)
         if self._writing_paused or left <= 0:
             self._drain_waiters.append(future)
-            # Whoever does not await a write need not hear that it failed.
+            # Mark a failure as retrieved: asyncio would log a write that nobody awaits.
             self._transport.loop.add_done_callback(future, _retrieve)
         else:
             future.set_result(None)
@@ -354,7 +354,7 @@ class TransportStream(IOStream):
             self._check_flushed_later(progress, stalled_s)
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        # Whoever closes the stream, it is called in the context of who wants to know.
+        # Call it in the context in which it was set, not in that of the call that closes.
         self._close_context = None if callback is None else contextvars.copy_context()
         super().set_close_callback(callback)
 

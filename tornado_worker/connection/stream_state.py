@@ -40,7 +40,7 @@ class StreamState:
 
     def __init__(self) -> None:
         self.close_callback: CloseCallback | None = None
-        # Weak: what reads for TLS keeps the connection, and this, as long as the stream.
+        # Weak: with TLS the PieceReader keeps the connection, and this, as long as the stream.
         self._detached: weakref.ref[IOStream] | None = None
         self.error: BaseException | None = None
         self.max_buffer_size: int | None = None
@@ -59,5 +59,5 @@ class StreamState:
         self.error = self.error or exc
         callback, self.close_callback = self.close_callback, None
         if callback is not None:
-            # Whoever closes, it is called in the context of who wants to know.
+            # In the context in which it was set, not in that of the call that closes.
             loop.call_soon(callback.context.run, callback.function)

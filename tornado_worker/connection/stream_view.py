@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tornado import ioloop
 from tornado.iostream import IOStream, StreamClosedError
 
-from tornado_worker.connection.flow import Connection, Phase
+from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.stream import (
     CHUNK_SIZE,
     OWN_CHUNKS,
@@ -154,7 +154,7 @@ class ConnectionView:
     @_until_detached
     def reading(self) -> bool:
         """Tell whether HTTP waits for bytes of a request."""
-        return not self.closed() and self._conn.phase <= Phase.BODY
+        return not self.closed() and self._conn.phase.is_reading
 
     @_until_detached
     def writing(self) -> bool:
@@ -172,7 +172,7 @@ class ConnectionView:
     def write(self, data: bytes | memoryview) -> asyncio.Future[None]:
         """Write bytes that the exchange knows nothing of."""
         conn = self._conn
-        if self.closed() or conn.phase >= Phase.LINGER:
+        if self.closed() or conn.phase.is_ending:
             raise StreamClosedError(real_error=self._state.error)
         return conn.write(bytes(data))
 

@@ -34,7 +34,7 @@ def _note_fork(has_forked: bool) -> None:
     _has_forked = has_forked
 
 
-# A child is not its parent: what it serves it has accepted itself.
+# A child starts afresh: it serves only connections that it has accepted itself.
 os.register_at_fork(
     after_in_parent=lambda: _note_fork(True), after_in_child=lambda: _note_fork(False)
 )
@@ -48,8 +48,8 @@ _NO_RESET = struct.pack("ii", 0, 0)
 def reset_when_closed(transport: Any, wanted: bool) -> None:
     """Have the end of the connection reach the peer as a reset, however it comes.
 
-    For as long as a part of what has no end of its own has left: its peer would take an
-    orderly end for the end of the whole. The kernel keeps to it even when this process
+    Wanted while a body without an end of its own is under way: the peer would take an orderly
+    end of the connection for the end of the body. The kernel keeps to it even when this process
     is killed. Unix sockets have no resets.
     """
     sock = transport.get_extra_info("socket")
@@ -74,7 +74,7 @@ def _resets(sock: Any) -> bool:
 
 
 def _disconnect(fd: int) -> None:
-    """Reset a TCP connection, whoever else has its socket (Linux; elsewhere nothing does)."""
+    """Reset a TCP connection, even if other processes have its socket too (Linux only)."""
     if sys.platform == "linux":
         # connect() to an address of no family, which Python's does not offer.
         ctypes.CDLL(None).connect(fd, bytes(16), 16)

@@ -15,8 +15,8 @@ from typing import Any
 
 __all__ = ["Turns"]
 
-# How many go on in one turn, and for how long (seconds). Both, because what goes on may do its
-# work only later in the turn. A request on a new connection takes about eight turns, from its
+# How many go on in one turn, and for how long (seconds). Both, because those that go on may do
+# their work only later in the turn. A request on a new connection takes about eight turns, from its
 # being accepted to its response; a share of tiny frames or writes takes half a millisecond.
 _COUNT_MAX = 4
 _SHARE_S = 0.002

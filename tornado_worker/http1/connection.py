@@ -1,13 +1,12 @@
 """HTTP/1 on a connection: messages in, one exchange at a time.
 
 It may know the reader, asyncio and tornado.httputil, and never deals with
-signals, WSGI or listening sockets. The response side of an exchange is
-`RequestConnection`, in the package `connection`.
+signals, WSGI or listening sockets. Responses and endings are `HTTP1Channel`'s.
 
 Order of events for one message: `_feed` gives bytes to a reader; when its head
 is complete `_begin_exchange` tells the application; `_deliver` hands over body
 bytes until the application asks it to wait; `_end_message` forgets the reader
-and `end_exchange` moves on to the next message. Bytes that cannot be used yet
+and `_end_exchange` moves on to the next message. Bytes that cannot be used yet
 wait, unparsed, in `_held`.
 """
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tornado import httputil
 from tornado.http1connection import _GzipMessageDelegate
@@ -23,34 +22,19 @@ from tornado.iostream import StreamClosedError
 from tornado.log import app_log, gen_log
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import PIECE_MAX, Connection, Phase
-from tornado_worker.connection.interfaces import Host
+from tornado_worker.connection.flow import PIECE_MAX, WRITE_SHARE
 from tornado_worker.connection.isolation import IsolatedLoop
-from tornado_worker.connection.observer import ExchangeObserver
-from tornado_worker.connection.peer import PeerPolicy
+from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.transport import hang_up
+from tornado_worker.http1.channel import RETRY_AFTER, HTTP1Channel
 from tornado_worker.http1.head import make_request
-from tornado_worker.http1.reader import MessageError, MessageReader, Rules
+from tornado_worker.http1.host import HTTP1Host
+from tornado_worker.http1.reader import MessageError, MessageReader
+from tornado_worker.http1.response import UNFRAMED
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["HTTP1Host", "ServerConnection"]
-
-_ERROR_RESPONSES = {
-    code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
-    for code, reason in (
-        (400, "Bad Request"),
-        (403, "Forbidden"),
-        (408, "Request Timeout"),
-        (413, "Content Too Large"),
-        (414, "URI Too Long"),
-        (417, "Expectation Failed"),
-        (431, "Request Header Fields Too Large"),
-        (500, "Internal Server Error"),
-        (501, "Not Implemented"),
-        (503, "Service Unavailable"),
-    )
-}
+__all__ = ["ServerConnection"]
 
 # Pieces of a long body that a connection may read in one turn of the loop.
 _PIECES_MAX = 2
@@ -58,59 +42,17 @@ _PIECES_MAX = 2
 # Of a message that is refused, for its line in the access log (bytes).
 _SEEN_MAX = 64 * 1024
 
-# With a 503: whoever comes back finds another worker (seconds).
-_RETRY_AFTER = b"Retry-After: 1\r\n"
 
-
-class HTTP1Host(Host, Protocol):
-    """What a connection that speaks HTTP/1 needs of its server."""
-
-    #: How messages are read.
-    rules: Rules
-    #: What peers may say about themselves.
-    policy: PeerPolicy | None
-    #: Who is told of exchanges.
-    observer: ExchangeObserver | None
-    #: Seconds without progress after which a peer is given up.
-    stall_timeout: float
-    #: Body bytes handed over at once; None: as many as one read brought.
-    body_chunk_size: int | None
-
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
-        """Return the application's delegate for a request."""
-
-    def on_connection_made(self, conn: ServerConnection) -> None:
-        """Note a connection that stands."""
-
-    def on_close(self, server_conn: object) -> None:
-        """Note that a connection is gone."""
-
-    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
-        """Note that a stream has the transport now."""
-
-    def on_stream_closed(self, stream: TransportStream) -> None:
-        """Note that the connection of a detached exchange is gone."""
-
-
-class ServerConnection(Connection):
+class ServerConnection(HTTP1Channel):
     """One connection: reads messages, one exchange at a time.
 
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
     """
 
-    server: HTTP1Host
-
-    __slots__ = ("_eof", "_pieces", "_reader", "_turn", "_waits", "draining", "exchange")
+    __slots__ = ("_eof", "_pieces", "_turn", "_waits")
 
     def __init__(self, server: HTTP1Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
-        self.exchange: RequestConnection | None = None
-        self.draining = False
-        # Of the message that is being read: an idle connection has none, and one whose
-        # request waits for its answer has none either.
-        self._reader: MessageReader | None = None
         # Whether the application holds the body back.
         self._waits = False
         # Whole pieces of a long body that came in one turn of the loop, and in which.
@@ -127,29 +69,29 @@ class ServerConnection(Connection):
     def data_received(self, data: bytes) -> None:
         if self._held is not None:
             self._hold(data)
-        elif self.phase == Phase.BODY and self.server.turns.busy:
+        elif self.phase is Phase.BODY and self.server.turns.busy:
             self._held, self._at = data, 0
             self._pause_reading()
             self.server.turns.wait(self._on_turn)
-        elif self.phase <= Phase.BODY:
+        elif self.phase.is_reading:
             self._feed(data, 0)
         # Otherwise the connection lingers or closes: read and forget, so that
         # the peer's unread bytes do not turn our last response into a reset.
 
     def eof_received(self) -> bool | None:
-        answering = self.phase == Phase.RESPONSE or (self.phase == Phase.IDLE and self._held)
+        answering = self.phase is Phase.RESPONSE or (self.phase is Phase.IDLE and self._held)
         if not answering or not self.transport.can_write_eof():
             return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
         # What is answered in this turn of the loop still reaches it (`nc -N`),
         # and so does what is answered in the turn of each request behind it.
         self._eof = True
-        self.loop.call_soon(self._close_after_eof)
+        self.loop.call_soon(self._end_after_eof)
         return True
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.exchange is None and self.phase == Phase.IDLE:
+        if self.exchange is None and self.phase is Phase.IDLE:
             if self._held:
                 self._next_message()
             else:
@@ -175,11 +117,10 @@ class ServerConnection(Connection):
         """Use `data[at:]`; what cannot be used yet is held."""
         reader = self._reader
         if reader is None:
-            if self.phase == Phase.IDLE and data[at : at + 3] == b"\r\n":
-                return  # behind a body, of an old client: no beginning of a request
+            if self.phase is Phase.IDLE and data[at : at + 3] == b"\r\n":
+                return  # old clients send an extra CRLF after a body; ignore it
             reader = self._reader = MessageReader(self.server.rules)
-            self.phase = Phase.HEAD
-            self.since = self.loop.time()
+            self._enter(Phase.HEAD)
         try:
             end = reader.feed(data, at)
         except MessageError as e:
@@ -188,7 +129,7 @@ class ServerConnection(Connection):
         if end < len(data):
             self._held, self._at = data, end
         if self.exchange is not None:
-            self.since = self.loop.time()  # a body that arrives is not stalled
+            self._renew()  # a body that arrives is not stalled
             if len(data) >= PIECE_MAX and not reader.complete:
                 self.read_pieces(True)
                 self._deliver()
@@ -217,8 +158,10 @@ class ServerConnection(Connection):
             and not server.conn_params.no_keep_alive
             and start_line.method != "CONNECT"
         )
-        self.phase = Phase.BODY
-        self.since = exchange.started = self.loop.time()
+        self._enter(Phase.BODY)
+        exchange.started = self.since
+        self.write_share = WRITE_SHARE
+        self._framing = UNFRAMED
         self.exchange = exchange
         try:
             wait = exchange.call(self._tell_head, exchange, start_line, headers)
@@ -292,7 +235,7 @@ class ServerConnection(Connection):
             return
         while reader.body:
             if exchange.write_finished:
-                reader.body.clear()  # answered already: nobody wants the rest
+                reader.body.clear()  # answered already: nobody reads the rest
                 break
             chunk = reader.take_body(self.server.body_chunk_size)
             exchange.body_received += len(chunk)
@@ -312,7 +255,7 @@ class ServerConnection(Connection):
         if reader.complete:
             self._end_message()
         elif exchange.write_finished:
-            self.end_early(exchange)
+            self._end_early(exchange)
         elif self._held:
             # Others too want something of this turn of the loop. Paused even if little
             # waits: the peer's end must not overtake it.
@@ -332,14 +275,14 @@ class ServerConnection(Connection):
             self._turn = turn
             self._pieces = 0
         self._pieces += 1
-        if self._pieces >= _PIECES_MAX and self._held is None and self.phase == Phase.BODY:
+        if self._pieces >= _PIECES_MAX and self._held is None and self.phase is Phase.BODY:
             self._held = b""
             self._pause_reading()
             self.server.turns.wait(self._on_turn)
 
     def _on_turn(self) -> None:
         """Go on with the next message, or a body: what is held of it, or reading more."""
-        if self.phase == Phase.IDLE:
+        if self.phase is Phase.IDLE:
             self._next_message()
             return
         if self._held is None or self._reader is None or self._waits:
@@ -375,7 +318,7 @@ class ServerConnection(Connection):
             if self.exchange is not exchange:
                 return
             self._waits = False
-            self.since = self.loop.time()  # the client was not to blame until now
+            self._renew()  # the client was not to blame until now
             proceed()
 
         if future.done():
@@ -394,7 +337,8 @@ class ServerConnection(Connection):
         if self._reads_pieces:
             self.read_pieces(False)
         self._reader = None
-        self.phase = Phase.RESPONSE
+        if not self.phase.is_ending:  # else the application has closed it while it read
+            self._enter(Phase.RESPONSE)
         exchange.read_finished = True
         delegate, exchange.delegate = exchange.delegate, None
         if not exchange.write_finished:
@@ -405,9 +349,9 @@ class ServerConnection(Connection):
                 self._on_delegate_error(e, exchange)
                 return
         if exchange.write_finished and self.exchange is exchange:
-            exchange.call_aside(self.end_exchange, exchange)
+            exchange.call_aside(self._end_exchange, exchange)
 
-    def end_exchange(self, exchange: RequestConnection) -> None:
+    def _end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
         if self.exchange is not exchange:
             return  # pragma: no cover (as in _begin_body)
@@ -417,16 +361,16 @@ class ServerConnection(Connection):
             server.observer.exchange_finished(exchange)
         if exchange.status == 101:
             # The application detaches in this turn of the loop, or never will.
-            self.loop.call_soon(self._close_unless_detached)
+            self.loop.call_soon(self._end_unless_detached)
+        elif self.phase.is_ending:
+            pass  # the application has closed it
         elif not exchange.keep_alive or self.draining:
-            self._close_gently()
+            self._end_between_exchanges()
         else:
-            self.phase = Phase.IDLE
-            self.since = self.loop.time()
+            self._enter(Phase.IDLE)
             if self._writing_paused:
-                # A client that does not take its response gets no other: what
-                # it sends is held, however slowly it comes. resume_writing
-                # goes on.
+                # A client that does not take its response gets no other. All that it
+                # sends is held, however slowly it comes, until resume_writing.
                 pass
             elif not self._held:
                 self._held = None
@@ -439,11 +383,11 @@ class ServerConnection(Connection):
 
     def _next_message(self) -> None:
         held, at = self._held, self._at
-        if held and self.phase == Phase.IDLE and not self._writing_paused:
+        if held and self.phase is Phase.IDLE and not self._writing_paused:
             self._held, self._at = None, 0
             self._feed(held, at)
             if self._eof:
-                self.loop.call_soon(self._close_after_eof)
+                self.loop.call_soon(self._end_after_eof)
             elif self._held is None:
                 self._resume_reading()
 
@@ -452,7 +396,7 @@ class ServerConnection(Connection):
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
         guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
-        self.fail(status, data=data)
+        self._fail(status, data=data)
 
     def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
         if self.exchange is not exchange or exchange.write_finished:
@@ -472,147 +416,25 @@ class ServerConnection(Connection):
             self._refuse(exchange.oversize_status if oversize else 400, str(error))
             return
         if isinstance(error, asyncio.CancelledError):
-            self.fail(503, _RETRY_AFTER)
+            self._fail(503, RETRY_AFTER)
             return
         if not isinstance(error, StreamClosedError):
             exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
-        self.fail(500)
+        self._fail(500)
 
-    def fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
-        """End the exchange with `status` or, when it has an answer, by cutting it short."""
-        if self.transport is None or self.phase >= Phase.LINGER:
-            return  # it has ended already
-        exchange, self.exchange = self.exchange, None
-        answered = exchange is not None and exchange.status != 0
-        if exchange is not None:
-            exchange.status = exchange.status or status
-            exchange.keep_alive = False
-            exchange.abandon()
-        if self.server.observer is not None:
-            head = None if self._reader is None else self._reader.head
-            if exchange is None and head is not None:
-                line = f"{head.method} {head.target} HTTP/{head.version[0]}.{head.version[1]}"
-                data = line.encode("ascii")
-            failed = self.server.observer.exchange_failed
-            if exchange is None:
-                failed(self, exchange, status, data)
-            else:
-                exchange.call_aside(failed, self, exchange, status, data)
-        if answered:
-            # Half a response cannot be mended; the client must see that it is one.
-            self.close_written()
-        else:
-            self.transport.write(_ERROR_RESPONSES[status] + fields + b"\r\n")
-            self._linger()
-
-    def end_early(self, exchange: RequestConnection) -> None:
-        """The response was finished first: if the request is still not read, give it up."""
-        if self.exchange is exchange and not exchange.read_finished:
-            self.exchange = None
-            exchange.keep_alive = False
-            exchange.abandon()
-            if self.server.observer is not None:
-                exchange.call_aside(self.server.observer.exchange_finished, exchange)
-            self._linger()
-
-    def _linger(self) -> None:
-        self._reader = None
-        super()._linger()
-
-    def _close_after_eof(self) -> None:
-        if self.transport is None or self.phase >= Phase.LINGER:
+    def _end_after_eof(self) -> None:
+        if self.transport is None or self.phase.is_ending:
             return
-        if self.phase != Phase.IDLE or not self._held:  # else _next_message comes back here
+        if self.phase is not Phase.IDLE or not self._held:  # else _next_message comes back here
             self.close_written()
 
-    def _close_unless_detached(self) -> None:
-        if self.phase != Phase.DETACHED:
-            self._close_gently()
+    def _end_unless_detached(self) -> None:
+        if self.phase is not Phase.DETACHED:
+            self._end_between_exchanges()
 
-    # For HTTPServer
+    # For an exchange that takes the connection over
 
-    def begin_drain(self, now: float, grace: float) -> None:
-        """Close as soon as no exchange is lost by it.
-
-        A connection that was used within the last `grace` seconds may have a
-        request on its way: it gets the rest of that time.
-        """
-        self.draining = True
-        if self.phase in (Phase.IDLE, Phase.NEW) and not self._held:
-            if now - self.since >= grace:
-                self._close_gently()
-        elif self.exchange is not None:
-            self.exchange.keep_alive = False
-
-    def body_overdue(self, now: float, stall_timeout: float) -> bool:
-        """Tell whether the request body takes too long, in all or since its last bytes."""
-        exchange = self.exchange
-        if exchange is None or self._held is not None:
-            return False  # the application holds it back: not the client's fault
-        total = exchange.body_timeout
-        return now - self.since > stall_timeout or (
-            total is not None and now - exchange.started > total
-        )
-
-    def on_timeout(self) -> None:
-        """The phase has lasted longer than the server allows."""
-        phase = self.phase
-        if phase in (Phase.NEW, Phase.IDLE):
-            self._close_gently()
-        elif phase == Phase.HEAD:
-            guarded(gen_log.info, "Timeout reading header from %s", self.context)
-            self.fail(408)
-        elif phase == Phase.BODY:
-            guarded(gen_log.info, "Timeout reading body from %s", self.context)
-            self.abort()
-        elif not self.may_go(self.loop.time(), self.server.stall_timeout):
-            self.since = self.loop.time()  # a slow reader: it gets the rest
-        elif phase == Phase.LINGER and not self.transport.can_write_eof():
-            self.close_written()  # over TLS the peer has not been told of the end
-        else:
-            self.abort()
-
-    def cut(self) -> bool:
-        """End now: 503 to a request without an answer (True), else abort (False)."""
-        exchange = self.exchange
-        answered = exchange is not None and exchange.status != 0
-        if not answered and self.transport is not None and not self.transport.is_closing():
-            self.fail(503, _RETRY_AFTER)
-            return True
-        self.abort()
-        return False
-
-    # For RequestConnection
-
-    @property
-    def flow(self) -> Connection:
-        """What is beneath HTTP: this connection itself."""
-        return self
-
-    def takes_response(self, exchange: RequestConnection) -> bool:
-        """Tell whether what `exchange` writes still has somebody to go to."""
-        return (
-            self.exchange is exchange
-            and not exchange.write_finished
-            and self.phase < Phase.LINGER
-            and self.transport is not None
-            # A write that failed is known here before connection_lost is called;
-            # asyncio complains of those that follow.
-            and not self.transport.is_closing()
-        )
-
-    def tell_observer(self, exchange: RequestConnection, note: object) -> None:
-        """Hand the server's observer, if it has one, `note` on `exchange`. Any thread."""
-        observer = self.server.observer
-        if observer is not None:
-            observer.exchange_noted(exchange, note)
-
-    def request_is_whole(self) -> bool:
-        """Tell whether the current request has been read to its end."""
-        return self._reader is None or self._reader.complete
-
-    def detach(self, exchange: RequestConnection, owner: Any) -> TransportStream:
-        """Hand the transport to a stream of `owner`'s, with what was read ahead; HTTP ends here."""
+    def _hand_over(self, exchange: RequestConnection, owner: Any) -> TransportStream:
         held = self._take_held()
         reader, self._reader = self._reader, None
         if reader is not None:
@@ -620,7 +442,7 @@ class ServerConnection(Connection):
         if self._reads_pieces:
             self.read_pieces(False)
         self.exchange = None
-        self.phase = Phase.DETACHED
+        self._enter(Phase.DETACHED)
         self._held = b""
         transport, self.transport = self.transport, None
         waiters, self._drain_waiters = self._drain_waiters, None

@@ -21,9 +21,9 @@ _AUTHORITY = re.compile(
     rb"|(?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*+)"
     rb"(?::[0-9]*+)?+"
 )
-# RFC 9110 section 5.3: what two of them would mean, nobody knows.
+# RFC 9110 section 5.3: a message with two of them has no defined meaning.
 _SINGLETONS = (b"content-length", b"content-type", b"host")
-# RFC 9112 section 7.2, and what it once was.
+# RFC 9112 section 7.2, and the codings that were registered once.
 _CODINGS = frozenset((b"chunked", b"compress", b"deflate", b"gzip", b"identity"))
 # More digits than a size has on this planet; and int() bears 4300.
 _LENGTH_DIGITS_MAX = 18

@@ -25,7 +25,7 @@ __all__ = [
     "refuse_control",
 ]
 
-# Gunicorn's, for what its settings call unlimited (0): bytes and a count.
+# Gunicorn's limits where its settings say unlimited (0): bytes and a count.
 _UNLIMITED_LINE = 1024 * 1024
 _FIELDS_MAX = 32768
 
@@ -41,7 +41,7 @@ _METHOD = re.compile(_CONVENTIONAL_METHOD)
 _VALUE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
 #: Bytes that no line has; a line break is made of two of them.
 CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
-# Clients choose names and methods, so what remembers them must not grow without bound.
+# Clients choose names and methods, so caches of them must not grow without bound.
 _KNOWN_MAX = 1000
 _KNOWN_NAME_MAX = 64
 _KNOWN_LINE_MAX = 256

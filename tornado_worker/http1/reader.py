@@ -33,11 +33,11 @@ class MessageReader:
     head: Head | None = None
     framing: Framing | None = None
     complete = False
-    # Of a head that did not come at once: what there is of it; where the request line begins,
+    # Of a head that did not come at once: its bytes so far; where the request line begins,
     # and the line that is not whole; up to where that was looked at; fields so far.
     _buffer: bytearray | None = None
     _start = _line = _scanned = _field_count = 0
-    # Of a body with a length: what is still to come (bytes).
+    # Of a body with a length: bytes still to come.
     _left = 0
     _chunks: ChunkReader | None = None
 

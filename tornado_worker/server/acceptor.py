@@ -91,7 +91,7 @@ class Acceptor:
                 if hasattr(socket, name):
                     listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         # Not loop.create_server: it calls listen() again, and so replaces the
-        # backlog that whoever made the socket chose.
+        # backlog that was chosen when the socket was made.
         if not self._paused:
             loop.add_handler(listener, self._on_readable, IOLoop.READ)
 

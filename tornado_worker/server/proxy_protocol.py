@@ -11,9 +11,10 @@ import ipaddress
 import re
 from typing import Any
 
-from tornado_worker.connection.flow import Phase
 from tornado_worker.connection.isolation import IsolatedLoop
-from tornado_worker.http1.connection import HTTP1Host, ServerConnection
+from tornado_worker.connection.phase import Phase
+from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.http1.host import HTTP1Host
 
 __all__ = ["ProxiedConnection", "header_length", "read_header"]
 
@@ -127,14 +128,13 @@ class ProxiedConnection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         if self._prelude is None:
             super().data_received(data)
-        elif self.phase < Phase.LINGER:
+        elif not self.phase.is_ending:
             self._read_prelude(self._prelude + data)
 
     def _read_prelude(self, data: bytes) -> None:
-        if self.phase == Phase.NEW:
+        if self.phase is Phase.NEW:
             # From here on it counts as a header section that takes its time.
-            self.phase = Phase.HEAD
-            self.since = self.loop.time()
+            self._enter(Phase.HEAD)
         policy = self.server.policy
         assert policy is not None
         trusted = policy.trusts_proxy_protocol(self.context.peer_address)
@@ -158,5 +158,4 @@ class ProxiedConnection(ServerConnection):
             super().data_received(rest)
         else:
             # Of a request nothing has come: as idle as a connection without a header.
-            self.phase = Phase.NEW
-            self.since = self.loop.time()
+            self._enter(Phase.NEW)

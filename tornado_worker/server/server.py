@@ -22,31 +22,25 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import Phase
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.observer import ExchangeObserver
 from tornado_worker.connection.peer import ConnectionContext, PeerPolicy
+from tornado_worker.connection.served import ServedConnection
 from tornado_worker.connection.stream import TransportStream
+from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.connection import ServerConnection
 from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions, Rules
 from tornado_worker.logs.counted_line import CountedLine
-from tornado_worker.logs.guard import guarded
 from tornado_worker.server.acceptor import Acceptor, LoadShare
 from tornado_worker.server.proxy_protocol import ProxiedConnection
 
 __all__ = ["HTTPServer"]
 
-# A client that has got its last response is given this long to stop sending
-# (nginx: 5), and this long to answer the end of a TLS connection, which many
-# clients never do (seconds).
-_LINGER_TIMEOUT_S = 5.0
-_CLOSE_TIMEOUT_S = 1.0
+# Seconds.
 _HANDSHAKE_TIMEOUT_S = 60.0
 # asyncio's own limit on the end of a TLS connection would cut off slow readers.
 _TLS_SHUTDOWN_TIMEOUT_S = 24 * 3600.0
-# A connection used this recently may have a request on its way (seconds).
-_DRAIN_GRACE_S = 1.0
 
 
 class HTTPServer(tornado.httpserver.HTTPServer):
@@ -67,7 +61,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
       lets them say.
     """
 
-    #: What whoever set `max_connections` calls it, for the log.
+    #: The name of `max_connections` where it is set, for the log.
     limit_name = "max_connections"
 
     def initialize(
@@ -124,13 +118,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         #: Body bytes handed over at once; None: as many as one read brought.
         self.body_chunk_size = chunk_size
         idle = idle_connection_timeout or 3600.0  # Tornado's default
-        self.timeouts: dict[int, float] = {
-            Phase.NEW: min(idle, header_timeout or idle),
-            Phase.IDLE: idle if keepalive_timeout is None else keepalive_timeout,
-            Phase.HEAD: min(idle, header_timeout or idle),
-            Phase.LINGER: _LINGER_TIMEOUT_S,
-            Phase.CLOSING: _CLOSE_TIMEOUT_S,
-        }
+        header = min(idle, header_timeout or idle)
+        self.timeouts = Timeouts(
+            header=header,
+            idle=idle if keepalive_timeout is None else keepalive_timeout,
+            stall=stall_timeout,
+        )
         self._tls: ssl.SSLContext | None = None
         if self.ssl_options is not None:
             self._tls = (
@@ -140,9 +133,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             )
         self._protocol = protocol or ("https" if self._tls is not None else "http")
         self._trusted_downstream = set(trusted_downstream or ())
-        self._connections: set[ServerConnection] = set()  # type: ignore[assignment]
+        self._connections: set[ServedConnection] = set()  # type: ignore[assignment]
         self._streams: set[TransportStream] = set()
-        self._accepting: set[asyncio.Task[None]] = set()
+        # Tasks that make connections of accepted sockets.
+        self._accepting: dict[asyncio.Task[None], ServedConnection] = {}
         self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
@@ -150,7 +144,6 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._tls_errors = CountedLine(gen_log.warning)
-        self.stall_timeout = stall_timeout
         self.max_connections = max_connections or sys.maxsize
         self._acceptor = Acceptor(self._on_accepted, self._has_room)
         self._acceptor.limit = f"{self.limit_name} = {max_connections}"
@@ -187,7 +180,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def exchanges(self) -> list[RequestConnection]:
         """Return the exchanges that are not over."""
-        return [conn.exchange for conn in self._connections if conn.exchange is not None]
+        return [exchange for conn in self._connections for exchange in conn.exchanges()]
 
     def detached_streams(self) -> list[TransportStream]:
         """Return the streams of the connections that applications have detached, and not closed."""
@@ -199,18 +192,15 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     def _on_accepted(self, sock: socket.socket, address: Any, server_address: Any) -> None:
         assert self._loop is not None
         self._half_open += 1
-        task = self._loop.create_task(self._establish(self._loop, sock, (address, server_address)))
-        self._accepting.add(task)
+        conn = self._connection_class(self, self._loop, (address, server_address))
+        task = self._loop.create_task(self._establish(self._loop, sock, conn, address))
+        self._accepting[task] = conn
         self._loop.add_done_callback(task, self._on_established)
 
     async def _establish(
-        self, loop: IsolatedLoop, sock: socket.socket, addresses: tuple[Any, Any]
+        self, loop: IsolatedLoop, sock: socket.socket, conn: ServerConnection, address: Any
     ) -> None:
-        """Turn an accepted socket into a connection; with TLS, after the handshake.
-
-        `addresses` are the peer's and the listener's.
-        """
-        conn = self._connection_class(self, loop, addresses)
+        """Turn a socket accepted from `address` into `conn`; with TLS, after the handshake."""
         try:
             if self._tls is None:
                 fd = 0
@@ -226,12 +216,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 )
         except BaseException as e:
             # Broad: whatever it is, the place must be free again.
-            if conn.transport is None and conn.phase == Phase.NEW:  # it never stood
+            if not conn.was_made:
                 if isinstance(e, ssl.SSLError):
                     # Any client can have as many of these as it likes.
-                    self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, addresses[0], str(e))
+                    self._tls_errors.tell(loop, "SSL Error on %s %s: %s", fd, address, str(e))
                 elif isinstance(e, OSError):
-                    gen_log.info("connection from %s failed: %s", addresses[0], e)
+                    gen_log.info("connection from %s failed: %s", address, e)
                 sock.close()
                 self._half_open -= 1
                 self._acceptor.room_made()
@@ -243,7 +233,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 raise
 
     def _on_established(self, task: asyncio.Task[None]) -> None:
-        self._accepting.discard(task)
+        del self._accepting[task]
         self._check_drained()
         if not task.cancelled():
             task.result()
@@ -261,20 +251,20 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             self.policy,
         )
 
-    def on_connection_made(self, conn: ServerConnection) -> None:
+    def on_connection_made(self, conn: ServedConnection) -> None:
         self._half_open -= 1
         self._connections.add(conn)
         if self._draining:
-            conn.begin_drain(conn.since, _DRAIN_GRACE_S)
+            conn.begin_drain()
         if self._sweep_timer is None:
             self._schedule_sweep(conn.loop)
 
     def on_close(self, server_conn: object) -> None:
-        self._connections.discard(cast(ServerConnection, server_conn))
+        self._connections.discard(cast(ServedConnection, server_conn))
         self._acceptor.room_made()
         self._check_drained()
 
-    def on_detached(self, conn: ServerConnection, stream: TransportStream) -> None:
+    def on_detached(self, conn: ServedConnection, stream: TransportStream) -> None:
         self._connections.discard(conn)
         self._streams.add(stream)
 
@@ -286,60 +276,33 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._check_drained()
 
     def _schedule_sweep(self, loop: IsolatedLoop) -> None:
-        shortest = min(self.stall_timeout, *self.timeouts.values())
+        shortest = self.timeouts.shortest()
         interval = min(1.0, max(0.01, shortest / 4))
         self._sweep_timer = loop.call_later(interval, self._sweep, loop)
 
     def _sweep(self, loop: IsolatedLoop) -> None:
         """Look for what has waited too long: one pass instead of a timer for each."""
         self._sweep_timer = None
-        suspects = [
-            conn for found in self._overdue(self._connections, loop.time()) for conn in found
-        ]
+        self._end_overdue(loop)
+        if self._connections:
+            self._schedule_sweep(loop)
+
+    def _end_overdue(self, loop: IsolatedLoop) -> None:
+        """End the connections that have waited too long: not now, but soon."""
+        now = loop.time()
+        suspects = [conn for conn in self._connections if conn.sweep(now) is not None]
         if suspects:
             # Not yet: a process that was stopped, or blocked, finds its timers due before it
             # has read what came meanwhile. Two calls, because the first may come before the
             # loop looks at its sockets.
-            loop.call_soon(loop.call_soon, self._end_overdue, loop, suspects)
-        if self._connections:
-            self._schedule_sweep(loop)
+            loop.call_soon(loop.call_soon, self._end_suspects, loop, suspects)
 
-    def _overdue(
-        self, connections: Iterable[ServerConnection], now: float
-    ) -> tuple[list[ServerConnection], list[ServerConnection], list[ServerConnection]]:
-        """Return those whose phase lasts too long, whose peer reads nothing, and who lost it."""
-        timeouts = self.timeouts
-        overdue = []
-        stalled = []
-        lost = []
-        for conn in connections:
-            phase = conn.phase
-            if phase == Phase.BODY:
-                if conn.body_overdue(now, self.stall_timeout):
-                    overdue.append(conn)
-            else:
-                limit = timeouts.get(phase)
-                if conn.draining and phase <= Phase.IDLE:
-                    limit = _DRAIN_GRACE_S
-                if limit is not None and now - conn.since > limit:
-                    overdue.append(conn)
-            if conn.stopped_reading(now, self.stall_timeout):
-                stalled.append(conn)
-            elif phase == Phase.RESPONSE and conn.has_lost_peer():
-                lost.append(conn)
-        return overdue, stalled, lost
-
-    def _end_overdue(self, loop: IsolatedLoop, suspects: list[ServerConnection]) -> None:
-        overdue, stalled, lost = self._overdue(
-            self._connections.intersection(suspects), loop.time()
-        )
-        for conn in overdue:
-            conn.on_timeout()
-        for conn in stalled:
-            guarded(gen_log.info, "Timeout writing to %s", conn.context)
-            conn.abort()
-        for conn in lost:
-            conn.abort()
+    def _end_suspects(self, loop: IsolatedLoop, suspects: list[ServedConnection]) -> None:
+        now = loop.time()
+        for conn in self._connections.intersection(suspects):
+            end = conn.sweep(now)
+            if end is not None:
+                end()
 
     async def close_all_connections(self) -> None:
         """Close all open connections at once and wait until they are gone.
@@ -365,21 +328,20 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             self._acceptor.take_queued()
             self.stop()
         if self._loop is not None:
-            self._drain_connections(self._loop)
-            # The sweep would find them too, but up to a second later.
-            self._loop.call_later(_DRAIN_GRACE_S + 0.01, self._drain_connections, self._loop)
+            for conn in self._connections:
+                conn.begin_drain()
+            self._end_overdue(self._loop)
+            # The next sweep would find those that were used just now, but up to a second later.
+            grace = self.timeouts.drain_grace
+            self._loop.call_later(grace + 0.01, self._end_overdue, self._loop)
             if self._accepting:
                 # No request can be on its way in a handshake that stalls.
-                self._loop.call_later(_DRAIN_GRACE_S, self._cancel_handshakes)
-
-    def _drain_connections(self, loop: IsolatedLoop) -> None:
-        now = loop.time()
-        for conn in list(self._connections):
-            conn.begin_drain(now, _DRAIN_GRACE_S)
+                self._loop.call_later(grace, self._cancel_handshakes)
 
     def _cancel_handshakes(self) -> None:
-        for task in list(self._accepting):
-            task.cancel()
+        for task, conn in list(self._accepting.items()):
+            if not conn.was_made:  # else it is one of _connections; uvloop would lose it
+                task.cancel()
 
     async def drained(self) -> None:
         """Return when no connection is left, HTTP or detached."""
@@ -400,12 +362,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._cancel_handshakes()
         refused = aborted = 0
         for conn in list(self._connections):
-            if conn.exchange is None and conn.phase != Phase.HEAD:
-                conn.abort()  # nobody waits for anything
-            elif conn.cut():
-                refused += 1
-            else:
-                aborted += 1
+            with_503, without = conn.cut()
+            refused += with_503
+            aborted += without
         for stream in list(self._streams):
             aborted += 1
             stream.close()
