@@ -193,7 +193,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             self.log,
             ppid=self.ppid,
             graceful_timeout=self.cfg.graceful_timeout,
-            timeout_s=self.RECYCLE_TIMEOUT,
+            timeout_s=lambda: self.RECYCLE_TIMEOUT,
             requests=lambda: self.nr,
             drain=lambda why: self._departure.begin_drain(why),
         )
@@ -240,9 +240,9 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             self.log,
             server,
             farewell=farewell,
-            spread_s=self.WEBSOCKET_CLOSE_SPREAD,
+            spread_s=lambda: self.WEBSOCKET_CLOSE_SPREAD,
             replacement=self._replacement,
-            graceful_timeout=self.cfg.graceful_timeout,
+            graceful_timeout=lambda: self.cfg.graceful_timeout,
             stop_application=self._loader.lifespan.stop,
         )
 

@@ -6,6 +6,8 @@ import re
 import signal
 import time
 
+import pytest
+
 from helpers.gunicorn_process import wait_settled
 from helpers.long_lived import Results, keep_requesting, request
 from helpers.waiting import eventually
@@ -141,18 +143,23 @@ def test_next_worker_is_not_replaced_before_the_arbiter_has_heard_of_the_last(gu
     assert numbers == ["2"] + ["3", "2"] * replaced
 
 
-def test_worker_leaves_without_a_replacement_when_none_comes_in_time(gunicorn):
-    server = gunicorn(
-        APP,
-        args=["--max-requests", "5"],
-        worker_class=None,
-        config="""
-        from tornado_worker import TornadoWorker
+BY_CLASS = """
+from tornado_worker import TornadoWorker
 
-        class worker_class(TornadoWorker):
-            RECYCLE_TIMEOUT = 1.5
-        """,
-    )
+class worker_class(TornadoWorker):
+    RECYCLE_TIMEOUT = 1.5
+"""
+BY_HOOK = """
+from tornado_worker import TornadoWorker as worker_class
+
+def post_worker_init(worker):
+    worker.RECYCLE_TIMEOUT = 1.5
+"""
+
+
+@pytest.mark.parametrize("config", [BY_CLASS, BY_HOOK], ids=["class", "hook"])
+def test_worker_leaves_without_a_replacement_when_none_comes_in_time(gunicorn, config):
+    server = gunicorn(APP, args=["--max-requests", "5"], worker_class=None, config=config)
     [pid] = server.wait_workers()
     assert server.request("/").status == 200
     server.write("slow", "4")

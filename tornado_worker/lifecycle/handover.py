@@ -40,7 +40,7 @@ class Handover:
     """Decides for one worker, in its process, whether a TERM is to be followed at once.
 
     It is, unless it comes of a reload. Then `drain()` is called, once, when the new workers
-    serve; at the latest `timeout` seconds after the TERM.
+    serve; at the latest `timeout()` seconds after the TERM, as it is then.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Handover:
         row: Row,
         loop: asyncio.AbstractEventLoop,
         log: Log,
-        timeout: float,
+        timeout: Callable[[], float],
         drain: Callable[[], None],
     ) -> None:
         self._life = life
@@ -58,7 +58,7 @@ class Handover:
         self._log = log
         self._timeout = timeout
         self._drain = drain
-        self._deadline = 0.0
+        self._patience_s = self._deadline = 0.0
 
     def postpone(self) -> bool:
         """Tell whether a TERM that has just come means: serve on until others do."""
@@ -72,7 +72,8 @@ class Handover:
             # From before the arbiter noticed that the new ones have failed?
             return 0 <= siblings.since_failure() < _CROSSED_S and not siblings.surplus()
         self._life.enter(State.HANDING_OVER)
-        self._deadline = self._loop.time() + self._timeout
+        self._patience_s = self._timeout()
+        self._deadline = self._loop.time() + self._patience_s
         self._log.info("Serving until a worker of the new configuration does")
         self._poll()
         return True
@@ -90,7 +91,7 @@ class Handover:
                 return
             self._log.warning(
                 "Leaving although the new configuration's workers have not loaded in %g s",
-                self._timeout,
+                self._patience_s,
             )
             self._drain()
         elif accepting:

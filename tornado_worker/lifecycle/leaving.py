@@ -50,12 +50,14 @@ class Departure:
         server: HTTPServer,
         *,
         farewell: Farewell,
-        spread_s: float,
+        spread_s: Callable[[], float],
         replacement: Replacement,
-        graceful_timeout: float,
+        graceful_timeout: Callable[[], float],
         stop_application: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """`spread_s`: seconds over which WebSockets are closed, at most half of the time there is.
+        """`spread_s()`: seconds over which WebSockets are closed, at most half of the time left.
+
+        It and `graceful_timeout()` are asked when they count, for hooks may set them.
 
         `stop_application()` leaves the application's context managers, and raises what their
         exits raise.
@@ -83,7 +85,7 @@ class Departure:
         if life.is_leaving:
             return
         if timeout is None:
-            timeout = self._graceful_timeout
+            timeout = self._graceful_timeout()
         now = self._loop.time()
         # The arbiter's TERM, which a retiring worker has asked for, may be first.
         life.why = self._replacement.why if life.state is State.RETIRING else why
@@ -96,7 +98,7 @@ class Departure:
         self._replacement.cancel()
         life.enter(State.DRAINING)
         self._server.begin_drain()
-        spread_s = min(self._spread_s, timeout / 2)
+        spread_s = min(self._spread_s(), timeout / 2)
         self._farewell.begin(self._server.detached_streams(), spread_s)
 
     def end_quickly(self, why: str) -> None:

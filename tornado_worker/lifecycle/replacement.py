@@ -31,14 +31,15 @@ class Replacement:
         *,
         ppid: int,
         graceful_timeout: float,
-        timeout_s: float,
+        timeout_s: Callable[[], float],
         requests: Callable[[], int],
         drain: Callable[[str], None],
     ) -> None:
         """`drain(why)` is called when the time has come.
 
-        Other workers get `timeout_s` seconds to accept connections. `requests()` returns how
-        many have been served. Without a row nobody is waited for.
+        Other workers get `timeout_s()` seconds to accept connections: asked when it counts, for
+        hooks may set it. `requests()` returns how many have been served. Without a row there is
+        nobody to wait for.
         """
         self._life = life
         self._row = row
@@ -97,11 +98,12 @@ class Replacement:
         if self._recycler is None:
             on_asked()
         else:
-            if not await self._recycler.replace(self._timeout_s, on_asked):
+            timeout_s = self._timeout_s()
+            if not await self._recycler.replace(timeout_s, on_asked):
                 self._log.warning(
                     "Leaving after %d requests although no replacement has come in %g s",
                     self._requests(),
-                    self._timeout_s,
+                    timeout_s,
                 )
             await self._recycler.counted_out()
         self._drain(self.why)
