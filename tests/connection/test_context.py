@@ -238,7 +238,7 @@ def test_requests_sent_ahead_of_a_handler_are_alone(serve: Serve, path: str) -> 
     [conn] = server.connections
     assert type(conn.loop) is IsolatedLoop
     assert type(conn.transport) is IsolatedTransport
-    eventually(lambda: conn._reading_paused)
+    eventually(lambda: conn._inbox.is_paused)
     gate.open(server)
     for _ in range(1 + count):
         assert client.response().status == 200
@@ -530,7 +530,7 @@ def test_client_that_goes_is_told_to_its_own_request(serve: Serve) -> None:
     ahead = get("whoami", "ahead", f"Pad: {'x' * 4000}")
     client.send(ahead * 20)
     [conn] = server.connections
-    eventually(lambda: conn._reading_paused)
+    eventually(lambda: conn._inbox.is_paused)
     gate.open(server)
     for _ in range(21):
         assert client.response().status == 200

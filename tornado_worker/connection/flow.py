@@ -15,6 +15,7 @@ from typing import Any
 from tornado.iostream import StreamBufferFullError, StreamClosedError
 from tornado.log import gen_log
 
+from tornado_worker.connection.inbox import KEPT_MAX, Inbox
 from tornado_worker.connection.interfaces import Host
 from tornado_worker.connection.isolation import IsolatedLoop, IsolatedTransport
 from tornado_worker.connection.phase import CHANGES, Phase
@@ -29,12 +30,6 @@ from tornado_worker.connection.transport import (
 from tornado_worker.logs.guard import guarded
 
 __all__ = ["PIECE_MAX", "WRITE_COST", "WRITE_SHARE", "Connection"]
-
-# Bytes kept for later (a pipelined request, a body nobody takes yet) before
-# the socket is left alone. The read that crosses it is kept as well: at most
-# 256 KB more.
-_HELD_MAX = 64 * 1024
-
 
 # Bytes of one read while a long body arrives; see PieceReader.
 PIECE_MAX = 64 * 1024
@@ -55,13 +50,11 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
-        "_at",
         "_closed_waiter",
         "_drain_waiters",
-        "_held",
+        "_inbox",
         "_progress",
         "_progress_since",
-        "_reading_paused",
         "_reads_pieces",
         "_writing_paused",
         "context",
@@ -82,11 +75,7 @@ class Connection(asyncio.Protocol):
         #: What the connection waits for, and the loop time since when; see `_enter`.
         self.phase = Phase.NEW
         self.since = loop.time()
-        # Bytes that wait for their turn, of which those before `_at` have been used.
-        # None: what arrives may be used at once.
-        self._held: bytes | None = None
-        self._at = 0
-        self._reading_paused = False
+        self._inbox = Inbox()
         self._reads_pieces = False
         self._writing_paused = False
         # How far the peer was in taking what is written, and since when.
@@ -102,11 +91,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         transport = self.transport = IsolatedTransport(transport, self.loop)
+        self._inbox.attach(transport)
         if not transport.can_write_eof():
             # The layers of TLS hold half a MB each way before they say so, a plain
             # transport 64 KB. And they copy twice all that they read at once.
-            transport.set_read_buffer_limits(high=_HELD_MAX)
-            transport.set_write_buffer_limits(high=_HELD_MAX)
+            transport.set_read_buffer_limits(high=KEPT_MAX)
+            transport.set_write_buffer_limits(high=KEPT_MAX)
             self._reads_pieces = True
             transport.set_protocol(PieceReader(self))
         self.context = self.server.make_context(transport, *self.context)
@@ -133,7 +123,7 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.break_cycles()
             self.transport = None
-        self._held = b""
+        self._inbox.close()
         waiters, self._drain_waiters = self._drain_waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -161,29 +151,6 @@ class Connection(asyncio.Protocol):
 
     # Reading
 
-    def _hold(self, data: bytes) -> None:
-        held = self._take_held()
-        self._held = held + data if held else data
-        if len(self._held) > _HELD_MAX:
-            self._pause_reading()
-
-    def _take_held(self) -> bytes:
-        """Return what waits, of which nothing is left then."""
-        held, at = self._held or b"", self._at
-        self._held = None
-        self._at = 0
-        return held[at:] if at else held
-
-    def _pause_reading(self) -> None:
-        if not self._reading_paused and self.transport is not None:
-            self._reading_paused = True
-            self.transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if self._reading_paused and not self._held and self.transport is not None:
-            self._reading_paused = False
-            self.transport.resume_reading()
-
     def read_pieces(self, wanted: bool) -> None:
         """Read in pieces of at most PIECE_MAX from now on, or as the loop likes to.
 
@@ -194,10 +161,10 @@ class Connection(asyncio.Protocol):
             return
         self._reads_pieces = wanted
         # uvloop looks at the kind of protocol when reading begins.
-        if not self._reading_paused:
+        if not self._inbox.is_paused:
             transport.pause_reading()
         transport.set_protocol(PieceReader(self) if wanted else self)
-        if not self._reading_paused:
+        if not self._inbox.is_paused:
             transport.resume_reading()
 
     # Writing
@@ -244,7 +211,7 @@ class Connection(asyncio.Protocol):
                 await self.write(b"")
         finally:
             if self.transport is not None:
-                self.transport.set_write_buffer_limits(high=_HELD_MAX)
+                self.transport.set_write_buffer_limits(high=KEPT_MAX)
 
     # Ending: in one of three ways. All that ends a connection calls one of these methods, and
     # says why. Each may be repeated, and is heeded only if the connection is not further already.
@@ -268,8 +235,7 @@ class Connection(asyncio.Protocol):
         if self.transport is None or self.phase.is_ending:
             return
         self._enter(Phase.LINGER)
-        self._held = None
-        self._resume_reading()
+        self._inbox.discard()
         if self.transport.can_write_eof():
             try:
                 self.transport.write_eof()
@@ -305,7 +271,7 @@ class Connection(asyncio.Protocol):
         if self._writing_paused and self._has_stopped_reading(now, timeouts.stall):
             return self._end_unread
         if phase is Phase.RESPONSE:
-            return self.abort if self._reading_paused and self._has_lost_peer() else None
+            return self.abort if self._inbox.is_paused and self._has_lost_peer() else None
         if phase is Phase.LINGER:
             return self._end_at_last if now - self.since > timeouts.linger else None
         if phase is Phase.CLOSING:

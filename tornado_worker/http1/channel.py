@@ -193,7 +193,7 @@ class HTTP1Channel(Connection):
 
     def _end_between_exchanges(self) -> None:
         """Nobody waits for anything; but input may wait that was not read."""
-        if self._held:
+        if self._inbox.waiting:
             self.linger()  # see there: unread input must not turn into a reset
         else:
             self.close_written()
@@ -287,7 +287,7 @@ class HTTP1Channel(Connection):
     def _is_body_overdue(self, now: float, stall_timeout: float) -> bool:
         """Tell whether the request body takes too long, in all or since its last bytes."""
         exchange = self.exchange
-        if exchange is None or self._held is not None:
+        if exchange is None or not self._inbox.is_open:
             return False  # the application holds it back: not the client's fault
         total = exchange.body_timeout
         return now - self.since > stall_timeout or (

@@ -7,7 +7,7 @@ Order of events for one message: `_feed` gives bytes to a reader; when its head
 is complete `_begin_exchange` tells the application; `_deliver` hands over body
 bytes until the application asks it to wait; `_end_message` forgets the reader
 and `_end_exchange` moves on to the next message. Bytes that cannot be used yet
-wait, unparsed, in `_held`.
+wait, unparsed, in the connection's `Inbox`.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class ServerConnection(HTTP1Channel):
         self.server.on_connection_made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._held is not None:
-            self._hold(data)
+        if not self._inbox.is_open:
+            self._inbox.add(data)
         elif self.phase is Phase.BODY and self.server.turns.busy:
-            self._held, self._at = data, 0
-            self._pause_reading()
+            self._inbox.keep(data)
+            self._inbox.pause()
             self.server.turns.wait(self._on_turn)
         elif self.phase.is_reading:
             self._feed(data, 0)
@@ -79,7 +79,9 @@ class ServerConnection(HTTP1Channel):
         # the peer's unread bytes do not turn our last response into a reset.
 
     def eof_received(self) -> bool | None:
-        answering = self.phase is Phase.RESPONSE or (self.phase is Phase.IDLE and self._held)
+        answering = self.phase is Phase.RESPONSE or (
+            self.phase is Phase.IDLE and self._inbox.waiting
+        )
         if not answering or not self.transport.can_write_eof():
             return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
@@ -92,11 +94,10 @@ class ServerConnection(HTTP1Channel):
     def resume_writing(self) -> None:
         super().resume_writing()
         if self.exchange is None and self.phase is Phase.IDLE:
-            if self._held:
+            if self._inbox.waiting:
                 self._next_message()
             else:
-                self._held = None
-                self._resume_reading()
+                self._inbox.open()
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
@@ -127,7 +128,7 @@ class ServerConnection(HTTP1Channel):
             self._refuse(e.status, str(e), reader.seen(data, at)[:_SEEN_MAX])
             return
         if end < len(data):
-            self._held, self._at = data, end
+            self._inbox.keep(data, end)
         if self.exchange is not None:
             self._renew()  # a body that arrives is not stalled
             if len(data) >= PIECE_MAX and not reader.complete:
@@ -256,14 +257,13 @@ class ServerConnection(HTTP1Channel):
             self._end_message()
         elif exchange.write_finished:
             self._end_early(exchange)
-        elif self._held:
+        elif self._inbox.waiting:
             # Others too want something of this turn of the loop. Paused even if little
             # waits: the peer's end must not overtake it.
-            self._pause_reading()
+            self._inbox.pause()
             self.server.turns.wait(self._on_turn)
         else:
-            self._held = None
-            self._resume_reading()
+            self._inbox.open()
 
     def _count_piece(self) -> None:
         """Read no more in this turn of the loop if the connection has had its share.
@@ -275,9 +275,9 @@ class ServerConnection(HTTP1Channel):
             self._turn = turn
             self._pieces = 0
         self._pieces += 1
-        if self._pieces >= _PIECES_MAX and self._held is None and self.phase is Phase.BODY:
-            self._held = b""
-            self._pause_reading()
+        if self._pieces >= _PIECES_MAX and self._inbox.is_open and self.phase is Phase.BODY:
+            self._inbox.shut()
+            self._inbox.pause()
             self.server.turns.wait(self._on_turn)
 
     def _on_turn(self) -> None:
@@ -285,14 +285,13 @@ class ServerConnection(HTTP1Channel):
         if self.phase is Phase.IDLE:
             self._next_message()
             return
-        if self._held is None or self._reader is None or self._waits:
+        if self._inbox.is_open or self._reader is None or self._waits:
             return  # pragma: no cover (as in _begin_body)
-        held, at = self._held, self._at
-        self._held, self._at = None, 0
-        if held:
-            self._feed(held, at)
+        data, at = self._inbox.take()
+        if data:
+            self._feed(data, at)
         else:
-            self._resume_reading()
+            self._inbox.open()
 
     def _wait_for(
         self,
@@ -304,8 +303,7 @@ class ServerConnection(HTTP1Channel):
         future = exchange.ensure_future(awaitable)
         if self.exchange is exchange:
             self._waits = True
-            if self._held is None:
-                self._held = b""
+            self._inbox.shut()
 
         def on_done(future: asyncio.Future[None]) -> None:
             if future.cancelled():
@@ -332,8 +330,7 @@ class ServerConnection(HTTP1Channel):
         assert exchange is not None
         # What follows is the next message's, or a tunnel's. From here on
         # everything is held, until the exchange is over.
-        if self._held is None:
-            self._held = b""
+        self._inbox.shut()
         if self._reads_pieces:
             self.read_pieces(False)
         self._reader = None
@@ -372,24 +369,21 @@ class ServerConnection(HTTP1Channel):
                 # A client that does not take its response gets no other. All that it
                 # sends is held, however slowly it comes, until resume_writing.
                 pass
-            elif not self._held:
-                self._held = None
-                if self._reading_paused:
-                    self._resume_reading()
+            elif not self._inbox.waiting:
+                self._inbox.open()
             else:
                 # Not from here: the application is still inside finish(). And each
                 # request takes a turn.
                 self.server.turns.wait(self._on_turn)
 
     def _next_message(self) -> None:
-        held, at = self._held, self._at
-        if held and self.phase is Phase.IDLE and not self._writing_paused:
-            self._held, self._at = None, 0
-            self._feed(held, at)
+        inbox = self._inbox
+        if inbox.waiting and self.phase is Phase.IDLE and not self._writing_paused:
+            self._feed(*inbox.take())
             if self._eof:
                 self.loop.call_soon(self._end_after_eof)
-            elif self._held is None:
-                self._resume_reading()
+            elif inbox.is_open:
+                inbox.open()  # it was taken from, and may be paused
 
     # Errors and endings
 
@@ -425,8 +419,9 @@ class ServerConnection(HTTP1Channel):
     def _end_after_eof(self) -> None:
         if self.transport is None or self.phase.is_ending:
             return
-        if self.phase is not Phase.IDLE or not self._held:  # else _next_message comes back here
-            self.close_written()
+        if self.phase is Phase.IDLE and self._inbox.waiting:
+            return  # _next_message comes back here
+        self.close_written()
 
     def _end_unless_detached(self) -> None:
         if self.phase is not Phase.DETACHED:
@@ -435,15 +430,15 @@ class ServerConnection(HTTP1Channel):
     # For an exchange that takes the connection over
 
     def _hand_over(self, exchange: RequestConnection, owner: Any) -> TransportStream:
-        held = self._take_held()
+        if self._reads_pieces:
+            self.read_pieces(False)
+        reading_paused = self._inbox.is_paused
+        held = self._inbox.close()
         reader, self._reader = self._reader, None
         if reader is not None:
             held = b"".join(reader.body) + held
-        if self._reads_pieces:
-            self.read_pieces(False)
         self.exchange = None
         self._enter(Phase.DETACHED)
-        self._held = b""
         transport, self.transport = self.transport, None
         waiters, self._drain_waiters = self._drain_waiters, None
         observer = self.server.observer
@@ -451,7 +446,7 @@ class ServerConnection(HTTP1Channel):
         stream = stream_class(
             transport,
             held,
-            reading_paused=self._reading_paused,
+            reading_paused=reading_paused,
             writing_paused=self._writing_paused,
             max_buffer_size=self.server.max_buffer_size,
             on_closed=self.server.on_stream_closed,
