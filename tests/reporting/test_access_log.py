@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import logging
 import re
@@ -22,11 +23,13 @@ from gunicorn.instrument.statsd import Statsd
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from helpers.gunicorn_process import GunicornProcess
+from helpers.server_thread import Messages, Serve
 from helpers.waiting import eventually
 from tornado_worker.reporting import access_log as access
 from tornado_worker.reporting.access_log import AccessLog, make_observers
 from tornado_worker.reporting.atoms import Atoms
 from tornado_worker.reporting.hook_views import RequestView, ResponseView
+from tornado_worker.reporting.observers import Observers
 from tornado_worker.reporting.traffic import FrameCounter
 
 Start = Callable[..., GunicornProcess]
@@ -809,3 +812,44 @@ def test_format_that_fails_is_logged_and_harmless(tmp_path: Path) -> None:
     )
     AccessLog(worker).exchange_finished(Record())  # type: ignore[arg-type]
     assert "TypeError" in (tmp_path / "err").read_text()
+
+
+@pytest.mark.parametrize("accesslog", [None, "/dev/null"])
+@pytest.mark.parametrize("post_request", [False, True])
+@pytest.mark.parametrize("end", ["finish", "fail", "lose", "detach"])
+def test_what_hooks_have_seen_is_freed_with_the_exchange(
+    serve: Serve, accesslog: str | None, post_request: bool, end: str
+) -> None:
+    settings: dict[str, Any] = {"pre_request": lambda worker, req: setattr(req, "seen", True)}
+    if accesslog:
+        settings["accesslog"] = accesslog
+    if post_request:
+        settings["post_request"] = lambda worker, req, environ, resp: None
+    worker = Worker(**settings)
+    ends = {
+        "finish": lambda message: message.respond(b"hello"),
+        "fail": lambda message: message.conn._conn.fail(message.conn, 500),
+        "lose": lambda message: None,
+        "detach": lambda message: message.conn.detach().close(),
+    }
+    app = Messages(on_finish=ends[end])
+    server = serve(app)
+    server.http.observer = Observers(*make_observers(worker))
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        client = server.connect()
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        if end == "finish":
+            client.response()
+        eventually(lambda: app.messages, "the request arrives")
+        client.close()
+        eventually(lambda: not server.connections, "the connection is gone")
+        app.messages.clear()
+        gc.collect()
+        assert [found for found in gc.garbage if isinstance(found, RequestView)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -18,7 +18,8 @@ from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView, ResponseView
-from tornado_worker.reporting.notes import notes_of, request_view
+from tornado_worker.reporting.notes import Notes, notes_of, request_view
+from tornado_worker.reporting.traffic import ObservedStream
 
 __all__ = ["CLIENT_CLOSED_REQUEST", "RequestHooks"]
 
@@ -36,13 +37,9 @@ class RequestHooks:
         self._log = worker.log
         self._pre_request = _pre_request_hook(worker.cfg, worker.log)
         self._post_request = _hook(worker.cfg, "post_request")
-        # Only those that are wanted: `Observers` calls the methods that it finds.
+        # Only if it is wanted: `Observers` calls the methods that it finds.
         if self._pre_request is not None:
             self.exchange_started = self._call_pre_request
-        if self._post_request is not None:
-            self.exchange_finished = self._on_finished
-            self.exchange_failed = self._on_failed
-            self.exchange_detached = self._on_detached
 
     @property
     def wanted(self) -> bool:
@@ -57,22 +54,32 @@ class RequestHooks:
             # Broad: it is the user's code, and must not break the request.
             guarded(self._log.exception, "Exception in pre_request hook")
 
-    def _on_finished(self, exchange: RequestConnection) -> None:
+    def exchange_finished(self, exchange: RequestConnection) -> None:
         self._call_post_request(exchange, exchange.status or CLIENT_CLOSED_REQUEST)
+        _forget_view(exchange)
 
-    def _on_failed(
+    def exchange_failed(
         self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
         if exchange is not None:
             self._call_post_request(exchange, exchange.status)
+            _forget_view(exchange)
 
-    def _on_detached(
+    def exchange_detached(
         self, exchange: RequestConnection, stream: TransportStream, data: bytes
     ) -> None:
         if not exchange.write_finished:
             self._call_post_request(exchange, exchange.status or 200)
+        if not isinstance(stream, ObservedStream):
+            _forget_view(exchange)  # nobody has a use for it at the stream's end
+
+    def stream_closed(self, stream: TransportStream) -> None:
+        if isinstance(stream, ObservedStream) and stream.exchange is not None:
+            _forget_view(stream.exchange)
 
     def _call_post_request(self, exchange: RequestConnection, status: int) -> None:
+        if self._post_request is None:
+            return
         request = request_view(exchange)
         response = ResponseView(exchange, status, exchange.body_sent)
         try:
@@ -80,6 +87,13 @@ class RequestHooks:
         except Exception:
             # Broad: as for pre_request.
             guarded(self._log.exception, "Exception in post_request hook")
+
+
+def _forget_view(exchange: RequestConnection) -> None:
+    """Let the view, which refers to the exchange, leave no reference cycle."""
+    notes: Notes | None = exchange.observed
+    if notes is not None:
+        notes.request = None
 
 
 def _hook(cfg: Any, name: str) -> Any:
