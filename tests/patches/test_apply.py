@@ -10,7 +10,8 @@ import pytest
 from tornado_worker.patches.apply import CHANGES, Change, When
 
 DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
-TABLE = DESIGN.read_text().partition("## What is replaced in the process")[2].partition("\n## ")[0]
+TABLE = DESIGN.read_text().partition("## Changes to the process")[2].partition("\n## ")[0]
+assert TABLE, "docs/design.md has no such section"
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.names[0])
