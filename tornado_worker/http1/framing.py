@@ -28,6 +28,11 @@ _CODINGS = frozenset((b"chunked", b"compress", b"deflate", b"gzip", b"identity")
 # More digits than a size has on this planet; and int() bears 4300.
 _LENGTH_DIGITS_MAX = 18
 
+# Hosts that were found right: to look one up takes 0.1 us, to match it 0.6.
+_known_hosts: set[bytes] = set()
+_KNOWN_HOSTS_MAX = 100
+_KNOWN_HOST_SIZE_MAX = 256
+
 
 class Framing(NamedTuple):
     """What `decide` has decided."""
@@ -54,7 +59,7 @@ def decide(head: Head) -> Framing:
         if modern:
             # RFC 9112 section 3.2: without one, and with a wrong one, the answer MUST be 400.
             raise MessageError(400, "Missing Host header")
-    elif not _AUTHORITY.fullmatch(host):
+    elif host not in _known_hosts and not _is_host(host):
         raise MessageError(400, f"Invalid Host header: {host[:100].decode('latin-1')!r}")
     length = fields.get(b"content-length")
     coding = fields.get(b"transfer-encoding")
@@ -71,6 +76,17 @@ def decide(head: Head) -> Framing:
         # RFC 9110 section 10.1.1: of HTTP/1.0 it is to be ignored.
         expect is not None and modern and expect.lower() == b"100-continue",
     )
+
+
+def _is_host(host: bytes) -> bool:
+    if not is_authority(host):
+        return False
+    # Clients choose it, so the memory must not grow without bound.
+    if len(_known_hosts) >= _KNOWN_HOSTS_MAX:
+        _known_hosts.clear()
+    if len(host) <= _KNOWN_HOST_SIZE_MAX:
+        _known_hosts.add(host)
+    return True
 
 
 def is_authority(text: bytes) -> bool:

@@ -156,5 +156,8 @@ class MessageReader:
             count = len(head.fields if head.repeated is None else head.repeated)
             self._chunks = ChunkReader(self._rules, count, size)
         else:
-            self._left = framing.content_length or 0
-            self.complete = not self._left
+            left = framing.content_length
+            if left:
+                self._left = left
+            else:
+                self.complete = True
