@@ -173,7 +173,7 @@ class HTTP1Channel(Connection):
 
     def _end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover (abstract)
 
     # What ends an exchange, and the connection with it: see Connection for the three ways
 
@@ -258,7 +258,7 @@ class HTTP1Channel(Connection):
 
     def _hand_over(self, exchange: RequestConnection, owner: Any) -> IOStream:
         """Make a stream of the transport and of what was read ahead."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover (abstract)
 
     # For the server
 
