@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 # The sans-IO part: bytes in, messages out.
-SANS_IO = ["chunks", "framing", "head_section", "reader", "target"]
+SANS_IO = ["chunks", "framing", "head_section", "host", "reader", "target"]
 
 
 class Import(NamedTuple):

@@ -13,8 +13,9 @@ from gunicorn.config import KNOWN_SETTINGS, Config
 
 from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
+from helpers.server_thread import Messages, Serve
 from tornado_worker.config.known_settings import SETTINGS, Handler, check_settings, markdown_table
-from tornado_worker.config.server_arguments import parser_options
+from tornado_worker.config.server_arguments import parser_options, server_arguments
 
 Start = Callable[..., GunicornProcess]
 
@@ -203,3 +204,13 @@ def test_check_config_loads_a_callable_application_without_help(tmp_path: Path) 
     process.start(wait=False)
     assert process.wait_exit() == 0
     process.close()
+
+
+def test_field_size_of_zero_is_a_megabyte(serve: Serve) -> None:
+    """As the table says; the bound on the head as a whole must not be smaller."""
+    cfg = Config()
+    cfg.set("limit_request_field_size", 0)
+    client = serve(Messages(), **server_arguments(cfg, {})).connect()
+    field = b"X: " + b"x" * (1024 * 1024 - 10)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n\r\n")
+    assert client.response().status == 200

@@ -16,7 +16,7 @@ from tornado.web import Application, RequestHandler
 
 from helpers.gunicorn_process import GunicornProcess
 from tornado_worker.config.peer_policy import GunicornPolicy
-from tornado_worker.server.proxy_protocol import header_length, read_header
+from tornado_worker.http1.proxy_protocol import header_length, read_header
 from tornado_worker.server.server import HTTPServer
 
 HEAD = b"GET /path HTTP/1.1\r\nHost: a\r\n"

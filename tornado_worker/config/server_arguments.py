@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gunicorn import sock
-from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS
 
 from tornado_worker.config.peer_policy import GunicornPolicy
-from tornado_worker.http1.reader import READER_SETTINGS
+from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions
 
 __all__ = [
     "SETTINGS_FOR",
@@ -38,18 +37,12 @@ SETTINGS_FOR = {
 # Entries of SERVER_OPTIONS for WSGI containers alone.
 _CONTAINER_OPTIONS = {"max_spool_size"}
 
-# The limit of Gunicorn's parsers on a request line that is called unlimited (bytes).
-_UNLIMITED_LINE = 1024 * 1024
-
 
 class ServerSettings(Protocol):
     """Gunicorn's configuration, with the settings that have other names in HTTPServer."""
 
     is_ssl: bool
     keepalive: int
-    limit_request_field_size: int
-    limit_request_fields: int
-    limit_request_line: int
     worker_connections: int
 
 
@@ -60,7 +53,7 @@ def server_arguments(cfg: ServerSettings, options: Mapping[str, Any]) -> dict[st
     `ssl_context` hook.
     """
     arguments = parser_options(cfg)
-    arguments["max_header_size"] = _max_header_size(cfg)
+    arguments["max_header_size"] = ReaderOptions(**arguments).limits_allow
     arguments["policy"] = GunicornPolicy(cfg)
     arguments["max_connections"] = cfg.worker_connections
     arguments["no_keep_alive"] = cfg.keepalive == 0
@@ -81,14 +74,6 @@ def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
         "max_spool_size": options.get("max_spool_size"),
         "slow_s": slow_s,
     }
-
-
-def _max_header_size(cfg: ServerSettings) -> int:
-    """Return the greatest size of a header section, computed as Gunicorn does (bytes)."""
-    line = cfg.limit_request_line or _UNLIMITED_LINE
-    fields = cfg.limit_request_fields or MAX_HEADERS
-    field_size = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
-    return int(line + fields * (field_size + 2) + 4)
 
 
 def parser_options(cfg: Any) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
-from tornado_worker.connection.interfaces import Host
+from tornado_worker.connection.fields import check_length, drop_coding, drop_field
+from tornado_worker.connection.interfaces import Server
 from tornado_worker.connection.isolation import IsolatedLoop, RequestTask
 from tornado_worker.connection.stream_view import ConnectionView
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["Channel", "RequestConnection", "drop_field"]
+__all__ = ["Channel", "RequestConnection"]
 
 
 class Channel(Protocol):
@@ -35,7 +36,7 @@ class Channel(Protocol):
     context: Any
 
     @property
-    def server(self) -> Host:
+    def server(self) -> Server:
         """The server of the connection."""
 
     # Questions
@@ -297,14 +298,14 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
     def _owe_body(self, code: int, headers: httputil.HTTPHeaders) -> None:
         """Find out how many bytes of body must follow; what frames them is the channel's."""
         if "Transfer-Encoding" in headers:
-            _drop_coding(headers)
+            drop_coding(headers)
         length = None
         if "Content-Length" in headers:
             if code in (101, 204):
                 drop_field(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
             else:
                 try:
-                    length = _check_length(headers)
+                    length = check_length(headers)
                 except ValueError:
                     # As in Tornado, whose tests want no answer here.
                     self._conn.drop(self)
@@ -434,37 +435,6 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         except Exception:
             # Whatever the application does there, the exchange is over.
             guarded(app_log.error, "Uncaught exception", exc_info=True)
-
-
-def drop_field(headers: httputil.HTTPHeaders, name: str) -> None:
-    """Delete a field that is there."""
-    headers[name] = ""  # or Tornado 6.5 cannot delete a field that was repeated
-    del headers[name]
-
-
-def _drop_coding(headers: httputil.HTTPHeaders) -> None:
-    """Take out the application's Transfer-Encoding: the server frames what it sends."""
-    coding = headers["Transfer-Encoding"]
-    if coding.strip().lower() not in ("chunked", "identity", ""):
-        raise httputil.HTTPOutputError(
-            f"invalid Transfer-Encoding: only the server's chunked can be sent; got {coding!r}"
-            " (a compressed body has a Content-Encoding)"
-        )
-    drop_field(headers, "Transfer-Encoding")
-
-
-def _check_length(headers: httputil.HTTPHeaders) -> int:
-    """Return the value of Content-Length, which is left with one of equal values."""
-    length = headers["Content-Length"]
-    if length.isascii() and length.isdigit():
-        return int(length)
-    values = {value.strip() for value in length.split(",")}
-    if len(values) > 1 or not (length := values.pop()).isascii() or not length.isdigit():
-        raise ValueError(
-            f"invalid Content-Length: expected digits; got {headers['Content-Length']!r}"
-        )
-    headers["Content-Length"] = length
-    return int(length)
 
 
 def _closed_future(conn: Channel) -> asyncio.Future[None]:

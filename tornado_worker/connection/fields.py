@@ -15,11 +15,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from tornado.escape import native_str
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPOutputError
 
 __all__ = [
     "RequestHeaders",
     "SpelledHeaders",
+    "check_length",
+    "drop_coding",
+    "drop_field",
     "field_values",
     "format_head",
     "http_date",
@@ -209,9 +212,9 @@ def _usual_name(name: str) -> str:
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Response field names that were looked at before: one look at all of a head's costs 0.2 us.
 _checked_names: set[str] = set()
-# What no field value and no reason may have: control characters but TAB (RFC 9110
-# section 5.5). Taking all other bytes out of a head leaves the line ends.
-_NO_CONTROLS = bytes({9, *range(0x20, 0x100)} - {0x7F})
+# Bytes that field values and reasons may have: all but control characters, and TAB (RFC 9110
+# section 5.5). Taking them out of a head leaves the line ends.
+_TEXT_BYTES = bytes({9, *range(0x20, 0x100)} - {0x7F})
 
 _status_lines: dict[tuple[int, str], str] = {
     (status.value, status.phrase): f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -250,7 +253,7 @@ def format_head(code: int, reason: str | None, headers: HTTPHeaders) -> bytes:
         _explain_head(status_line, lines)
         raise
     # One pass over the whole, because a search in every line costs 0.2 us each.
-    if head.translate(None, _NO_CONTROLS) != b"\r\n" * (len(lines) + 2):
+    if head.translate(None, _TEXT_BYTES) != b"\r\n" * (len(lines) + 2):
         _explain_head(status_line, lines)
     return head
 
@@ -290,7 +293,7 @@ def _explain_head(status_line: str, lines: list[str]) -> None:
             raise ValueError(f"Illegal characters (CR or LF) in header: {text!r}")
         where = "reason" if line is status_line else f"value of header {text.split(':')[0]!r}"
         try:
-            if text.encode("latin-1").translate(None, _NO_CONTROLS):
+            if text.encode("latin-1").translate(None, _TEXT_BYTES):
                 raise ValueError(f"invalid {where}: it has a control character")
         except UnicodeEncodeError:
             raise ValueError(
@@ -314,3 +317,34 @@ def http_date(timestamp: float | None = None) -> str:
         text = email.utils.formatdate(whole, usegmt=True)
         _latest_date = (whole, text)
     return text
+
+
+def drop_field(headers: HTTPHeaders, name: str) -> None:
+    """Delete a field that is there."""
+    headers[name] = ""  # or Tornado 6.5 cannot delete a field that was repeated
+    del headers[name]
+
+
+def drop_coding(headers: HTTPHeaders) -> None:
+    """Take out the application's Transfer-Encoding: the server frames what it sends."""
+    coding = headers["Transfer-Encoding"]
+    if coding.strip().lower() not in ("chunked", "identity", ""):
+        raise HTTPOutputError(
+            f"invalid Transfer-Encoding: only the server's chunked can be sent; got {coding!r}"
+            " (a compressed body has a Content-Encoding)"
+        )
+    drop_field(headers, "Transfer-Encoding")
+
+
+def check_length(headers: HTTPHeaders) -> int:
+    """Return the value of Content-Length, which is left with one of equal values."""
+    length = headers["Content-Length"]
+    if length.isascii() and length.isdigit():
+        return int(length)
+    values = {value.strip() for value in length.split(",")}
+    if len(values) > 1 or not (length := values.pop()).isascii() or not length.isdigit():
+        raise ValueError(
+            f"invalid Content-Length: expected digits; got {headers['Content-Length']!r}"
+        )
+    headers["Content-Length"] = length
+    return int(length)

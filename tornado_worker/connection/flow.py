@@ -16,7 +16,7 @@ from tornado.iostream import StreamBufferFullError, StreamClosedError
 from tornado.log import gen_log
 
 from tornado_worker.connection.inbox import KEPT_MAX, Inbox
-from tornado_worker.connection.interfaces import Host
+from tornado_worker.connection.interfaces import Server
 from tornado_worker.connection.isolation import IsolatedLoop, IsolatedTransport
 from tornado_worker.connection.phase import CHANGES, Phase
 from tornado_worker.connection.stream_state import StreamState
@@ -51,11 +51,11 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_closed_waiter",
-        "_drain_waiters",
         "_inbox",
         "_progress",
         "_progress_since",
         "_reads_pieces",
+        "_write_waiters",
         "_writing_paused",
         "context",
         "loop",
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         "write_share",
     )
 
-    def __init__(self, server: Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+    def __init__(self, server: Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         self.server = server
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._progress = 0
         self._progress_since = 0.0
         self.write_share = WRITE_SHARE
-        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._write_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
         #: What applications have set on `request.connection.stream`, if one asked for it.
         self.stream_state: StreamState | None = None
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._release_writers()
 
     def _release_writers(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, None
+        waiters, self._write_waiters = self._write_waiters, None
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
             self.transport.break_cycles()
             self.transport = None
         self._inbox.close()
-        waiters, self._drain_waiters = self._drain_waiters, None
+        waiters, self._write_waiters = self._write_waiters, None
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=exc))
@@ -182,9 +182,9 @@ class Connection(asyncio.Protocol):
         elif share > 0:
             self.server.turns.wait(self._begin_turn)
         future: asyncio.Future[None] = self.loop.create_future()
-        if self._drain_waiters is None:
-            self._drain_waiters = []
-        self._drain_waiters.append(future)
+        if self._write_waiters is None:
+            self._write_waiters = []
+        self._write_waiters.append(future)
         return future
 
     def _begin_turn(self) -> None:
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         return transport is not None and bool(transport.can_write_eof())
 
-    async def drain(self) -> None:
+    async def wait_until_written(self) -> None:
         """Return when the kernel has everything that was written."""
         self.transport.set_write_buffer_limits(high=0)
         try:
@@ -213,8 +213,7 @@ class Connection(asyncio.Protocol):
             if self.transport is not None:
                 self.transport.set_write_buffer_limits(high=KEPT_MAX)
 
-    # Ending: in one of three ways. All that ends a connection calls one of these methods, and
-    # says why. Each may be repeated, and is heeded only if the connection is not further already.
+    # Ending: in one of three ways. All that ends a connection calls one of these methods. Each may be repeated, and is heeded only if the connection is not further already.
 
     def close_written(self) -> None:
         """End after what is written has left, whatever of the input is unread."""

@@ -10,10 +10,10 @@ from tornado.http1connection import HTTP1ConnectionParameters
 from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.connection.turns import Turns
 
-__all__ = ["Host"]
+__all__ = ["Server"]
 
 
-class Host(Protocol):
+class Server(Protocol):
     """The server of a connection."""
 
     #: Shares out turns of the loop among its connections.

@@ -1,6 +1,6 @@
 """What a server tells of its exchanges: for access logs, metrics and hooks.
 
-The interface alone; `tornado_worker.reporting.access_log` implements it for Gunicorn.
+The interface alone; `tornado_worker.reporting.observers` makes one of several.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ async def send_file(
     loop = conn.loop
     try:
         if is_wanted():
-            await conn.drain()
+            await conn.wait_until_written()
         if not is_wanted():
             raise StreamClosedError()
         sock = os.dup(conn.transport.get_extra_info("socket").fileno())

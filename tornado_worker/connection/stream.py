@@ -143,7 +143,7 @@ class TransportStream(IOStream):
         self._turns = turns
         self._reading_paused = reading_paused
         self._writing_paused = writing_paused
-        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._write_waiters: list[asyncio.Future[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
         self._close_context: contextvars.Context | None = None
         self._read_buffer += data
@@ -190,7 +190,7 @@ class TransportStream(IOStream):
         self._release_writers()
 
     def _release_writers(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, []
+        waiters, self._write_waiters = self._write_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -286,7 +286,7 @@ class TransportStream(IOStream):
         if left <= 0 < share:
             self._turns.wait(self._begin_write_turn)
         if self._writing_paused or left <= 0:
-            self._drain_waiters.append(future)
+            self._write_waiters.append(future)
             # Mark a failure as retrieved: asyncio would log a write that nobody awaits.
             self._transport.loop.add_done_callback(future, _retrieve)
         else:
@@ -317,7 +317,7 @@ class TransportStream(IOStream):
         """Take over the futures of writes made before the stream existed."""
         for waiter in waiters or ():
             if self._writing_paused:
-                self._drain_waiters.append(waiter)
+                self._write_waiters.append(waiter)
             elif not waiter.done():
                 waiter.set_result(None)
 
@@ -359,7 +359,7 @@ class TransportStream(IOStream):
         super().set_close_callback(callback)
 
     def _signal_closed(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, []
+        waiters, self._write_waiters = self._write_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))

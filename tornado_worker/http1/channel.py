@@ -24,12 +24,12 @@ from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.sendfile import send_file
 from tornado_worker.connection.stream_view import ConnectionView
-from tornado_worker.http1.host import HTTP1Host
+from tornado_worker.http1.interfaces import HTTP1Server
 from tornado_worker.http1.reader import MessageReader
 from tornado_worker.http1.response import (
     BY_CLOSE,
+    BY_LENGTH,
     CHUNKED,
-    UNFRAMED,
     error_response,
     frame_response,
     raw_status,
@@ -53,11 +53,11 @@ class HTTP1Channel(Connection):
     and a `connection.served.ServedConnection`.
     """
 
-    server: HTTP1Host
+    server: HTTP1Server
 
     __slots__ = ("_framing", "_reader", "draining", "exchange")
 
-    def __init__(self, server: HTTP1Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+    def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         self.exchange: RequestConnection | None = None
         #: Whether no exchange begins after the current one.
@@ -66,7 +66,7 @@ class HTTP1Channel(Connection):
         # request waits for its answer has none either.
         self._reader: MessageReader | None = None
         # How the body of the current response ends.
-        self._framing = UNFRAMED
+        self._framing = BY_LENGTH
 
     # Channel: questions
 
@@ -288,7 +288,7 @@ class HTTP1Channel(Connection):
         """Tell whether the request body takes too long, in all or since its last bytes."""
         exchange = self.exchange
         if exchange is None or not self._inbox.is_open:
-            return False  # the application holds it back: not the client's fault
+            return False  # held back by the application or for a turn: not the client's fault
         total = exchange.body_timeout
         return now - self.since > stall_timeout or (
             total is not None and now - exchange.started > total

@@ -28,10 +28,10 @@ from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.transport import hang_up
 from tornado_worker.http1.channel import RETRY_AFTER, HTTP1Channel
-from tornado_worker.http1.head import make_request
-from tornado_worker.http1.host import HTTP1Host
+from tornado_worker.http1.interfaces import HTTP1Server
 from tornado_worker.http1.reader import MessageError, MessageReader
-from tornado_worker.http1.response import UNFRAMED
+from tornado_worker.http1.request import make_request
+from tornado_worker.http1.response import BY_LENGTH
 from tornado_worker.logs.guard import guarded
 
 __all__ = ["ServerConnection"]
@@ -51,7 +51,7 @@ class ServerConnection(HTTP1Channel):
 
     __slots__ = ("_eof", "_pieces", "_turn", "_waits")
 
-    def __init__(self, server: HTTP1Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+    def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         # Whether the application holds the body back.
         self._waits = False
@@ -162,7 +162,7 @@ class ServerConnection(HTTP1Channel):
         self._enter(Phase.BODY)
         exchange.started = self.since
         self.write_share = WRITE_SHARE
-        self._framing = UNFRAMED
+        self._framing = BY_LENGTH
         self.exchange = exchange
         try:
             wait = exchange.call(self._tell_head, exchange, start_line, headers)
@@ -440,7 +440,7 @@ class ServerConnection(HTTP1Channel):
         self.exchange = None
         self._enter(Phase.DETACHED)
         transport, self.transport = self.transport, None
-        waiters, self._drain_waiters = self._drain_waiters, None
+        waiters, self._write_waiters = self._write_waiters, None
         observer = self.server.observer
         stream_class = TransportStream if observer is None else observer.stream_class
         stream = stream_class(

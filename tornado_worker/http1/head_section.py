@@ -112,6 +112,26 @@ class ReaderOptions:
     #: Names (lower case) of fields that `Head.special` tells of.
     special_names: frozenset[bytes] = frozenset()
 
+    @property
+    def line_max(self) -> int:
+        """Bytes of a request line."""
+        return self.limit_request_line or _UNLIMITED_LINE
+
+    @property
+    def field_max(self) -> int:
+        """Bytes of a field's line, with the line break, as Gunicorn counts."""
+        return self.limit_request_field_size or _UNLIMITED_LINE
+
+    @property
+    def fields_max(self) -> int:
+        """Number of fields."""
+        return min(self.limit_request_fields or _FIELDS_MAX, _FIELDS_MAX)
+
+    @property
+    def limits_allow(self) -> int:
+        """Bytes of a head that keeps all other limits, as Gunicorn computes it."""
+        return self.line_max + self.fields_max * (self.field_max + 2) + 4
+
 
 #: Names of the options that are Gunicorn's settings, and arguments of HTTPServer.
 READER_SETTINGS = tuple(
@@ -173,10 +193,9 @@ class Rules:
             raise ValueError(
                 f"http_parser: expected auto, fast or python; got {options.http_parser!r}"
             )
-        self.line_max = options.limit_request_line or _UNLIMITED_LINE
-        # As Gunicorn counts, with the line break.
-        self.field_max = options.limit_request_field_size or _UNLIMITED_LINE
-        self.fields_max = min(options.limit_request_fields or _FIELDS_MAX, _FIELDS_MAX)
+        self.line_max = options.line_max
+        self.field_max = options.field_max
+        self.fields_max = options.fields_max
         self.head_max = options.max_header_size
         self._any_method = options.permit_unconventional_http_method
         self._any_version = options.permit_unconventional_http_version

@@ -1,46 +1,47 @@
-"""What a connection that speaks HTTP/1 needs of its server. The interface alone."""
+"""The Host of a request (RFC 9112 section 3.2): there must be one, and it must be an authority.
+
+Knows heads only.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
 
-from tornado import httputil
+from tornado_worker.http1.head_section import Head, MessageError
 
-from tornado_worker.connection.interfaces import Host
-from tornado_worker.connection.observer import ExchangeObserver
-from tornado_worker.connection.peer import PeerPolicy
-from tornado_worker.connection.served import ServedConnection
-from tornado_worker.connection.stream import TransportStream
-from tornado_worker.http1.reader import Rules
+__all__ = ["check_host", "is_authority"]
 
-__all__ = ["HTTP1Host"]
+# RFC 3986 section 3.2.2 and 3.2.3, but no comma in a name: it would be a second Host to those
+# that join fields, and Tornado refuses it. The host may be empty (RFC 9110 section 7.2).
+_AUTHORITY = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]++(?:%25[0-9A-Za-z._~-]++)?\]"
+    rb"|(?:[0-9A-Za-z._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*+)"
+    rb"(?::[0-9]*+)?+"
+)
+
+# Hosts that were found right: to look one up takes 0.1 us, to match it 0.6. Clients choose
+# them, so the memory must not grow without bound.
+_known: set[bytes] = set()
+_KNOWN_MAX = 100
+_KNOWN_SIZE_MAX = 256
 
 
-class HTTP1Host(Host, Protocol):
-    """The server of a connection that speaks HTTP/1."""
+def check_host(head: Head) -> None:
+    """Raise MessageError if `head` has no Host and needs one, or one that is no authority."""
+    host = head.fields.get(b"host")
+    if host is None:
+        if head.version == (1, 1):
+            # RFC 9112 section 3.2: without one, and with a wrong one, the answer MUST be 400.
+            raise MessageError(400, "Missing Host header")
+    elif host not in _known:
+        if not is_authority(host):
+            raise MessageError(400, f"Invalid Host header: {host[:100].decode('latin-1')!r}")
+        if len(_known) >= _KNOWN_MAX:
+            _known.clear()
+        if len(host) <= _KNOWN_SIZE_MAX:
+            _known.add(host)
 
-    #: How messages are read.
-    rules: Rules
-    #: What peers may say about themselves.
-    policy: PeerPolicy | None
-    #: Is told of exchanges.
-    observer: ExchangeObserver | None
-    #: Body bytes handed over at once; None: as many as one read brought.
-    body_chunk_size: int | None
 
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
-        """Return the application's delegate for a request."""
-
-    def on_connection_made(self, conn: ServedConnection) -> None:
-        """Note a connection that has been established."""
-
-    def on_close(self, server_conn: object) -> None:
-        """Note that a connection is gone."""
-
-    def on_detached(self, conn: ServedConnection, stream: TransportStream) -> None:
-        """Note that a stream has the transport now."""
-
-    def on_stream_closed(self, stream: TransportStream) -> None:
-        """Note that the connection of a detached exchange is gone."""
+def is_authority(text: bytes) -> bool:
+    """Tell whether `text` may stand in Host: `host`, `host:port` and `[::1]:port` do."""
+    return _AUTHORITY.fullmatch(text) is not None

@@ -8,7 +8,7 @@ Knows neither asyncio nor connections.
 from __future__ import annotations
 
 from tornado_worker.http1.chunks import ChunkReader
-from tornado_worker.http1.framing import Framing, decide
+from tornado_worker.http1.framing import Framing, decide_framing
 from tornado_worker.http1.head_section import (
     CONTROL,
     READER_SETTINGS,
@@ -150,7 +150,7 @@ class MessageReader:
 
     def _begin_body(self, head: Head, size: int) -> None:
         """Decide what follows a head of `size` bytes."""
-        framing = self.framing = decide(head)
+        framing = self.framing = decide_framing(head)
         self.head = head
         if framing.chunked:
             count = len(head.fields if head.repeated is None else head.repeated)

@@ -10,14 +10,14 @@ import re
 
 from tornado import httputil
 
-from tornado_worker.connection.exchange import RequestConnection, drop_field
-from tornado_worker.connection.fields import format_head
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.fields import drop_field, format_head
 
-__all__ = ["BY_CLOSE", "CHUNKED", "UNFRAMED", "error_response", "frame_response", "raw_status"]
+__all__ = ["BY_CLOSE", "BY_LENGTH", "CHUNKED", "error_response", "frame_response", "raw_status"]
 
 #: How the client learns where a body ends: by its length, or without a body; by the last
 #: chunk; by the end of the connection. Ints, not an Enum: asked for every write.
-UNFRAMED, CHUNKED, BY_CLOSE = range(3)
+BY_LENGTH, CHUNKED, BY_CLOSE = range(3)
 
 _ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
@@ -54,7 +54,7 @@ def frame_response(
     """
     code = start_line.code
     method, _, version = exchange.start_line
-    framing = UNFRAMED
+    framing = BY_LENGTH
     if exchange.body_left is None:
         if version == "HTTP/1.0":
             exchange.keep_alive = False  # only closing can end this body

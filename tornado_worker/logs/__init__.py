@@ -1,4 +1,4 @@
-"""Logging that costs nothing but the line: when a logger fails, and when clients decide the number.
+"""Logs: a failing log costs a line, repeated lines are counted, Tornado's records reach Gunicorn's.
 
 May know logging and Gunicorn's logger. Never the events that are logged.
 """

@@ -1,7 +1,8 @@
-"""Every lasting change of an object that belongs to the whole process, in one list.
+"""The lasting changes of objects that belong to the whole process, in one list.
 
 Each is made before anything can use the object that it changes, and making it again is
-safe. docs/design.md has this list, and beside it the changes that end: those of an import, of
+safe. docs/design.md has this list. Beside it are there the changes that need an object of a later
+moment (the table of workers, a configuration, the error log), and those that end: of an import, of
 one loop, of a process at its end or of a forked child.
 """
 

@@ -30,10 +30,10 @@ from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.http1.proxy_protocol import ProxiedConnection
 from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions, Rules
 from tornado_worker.logs.counted_line import CountedLine
 from tornado_worker.server.acceptor import Acceptor, LoadShare
-from tornado_worker.server.proxy_protocol import ProxiedConnection
 
 __all__ = ["HTTPServer"]
 

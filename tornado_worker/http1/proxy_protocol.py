@@ -14,7 +14,7 @@ from typing import Any
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
 from tornado_worker.http1.connection import ServerConnection
-from tornado_worker.http1.host import HTTP1Host
+from tornado_worker.http1.interfaces import HTTP1Server
 
 __all__ = ["ProxiedConnection", "header_length", "read_header"]
 
@@ -120,7 +120,7 @@ class ProxiedConnection(ServerConnection):
 
     __slots__ = ("_prelude",)
 
-    def __init__(self, server: HTTP1Host, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+    def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         # What has come of the header; None: it is over.
         self._prelude: bytes | None = b""
