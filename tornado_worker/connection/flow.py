@@ -213,7 +213,8 @@ class Connection(asyncio.Protocol):
             if self.transport is not None:
                 self.transport.set_write_buffer_limits(high=KEPT_MAX)
 
-    # Ending: in one of three ways. All that ends a connection calls one of these methods. Each may be repeated, and is heeded only if the connection is not further already.
+    # Ending: in one of three ways. All that ends a connection calls one of these methods. Each
+    # may be repeated, and is heeded only if the connection is not further already.
 
     def close_written(self) -> None:
         """End after what is written has left, whatever of the input is unread."""

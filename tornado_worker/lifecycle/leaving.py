@@ -14,9 +14,9 @@ from typing import Any
 from tornado_worker.lifecycle.farewell import Farewell
 from tornado_worker.lifecycle.in_flight import Counts, count, describe
 from tornado_worker.lifecycle.loop_calls import LoopCalls
+from tornado_worker.lifecycle.loop_end import finish_loop
 from tornado_worker.lifecycle.process_end import LAST_MOMENT_S
 from tornado_worker.lifecycle.replacement import Replacement
-from tornado_worker.lifecycle.shutdown import finish_loop
 from tornado_worker.lifecycle.signals import QUICK_EXIT_S
 from tornado_worker.lifecycle.state import Life, State
 from tornado_worker.logs.interfaces import Log

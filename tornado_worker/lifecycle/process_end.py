@@ -7,15 +7,17 @@ application, are the business of other modules.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from gunicorn.arbiter import Arbiter
 
 from tornado_worker.lifecycle.handover import status_after_failure
 from tornado_worker.lifecycle.heartbeat import Heartbeat
-from tornado_worker.lifecycle.shutdown import end_with_main_thread
 from tornado_worker.lifecycle.siblings import Row
 from tornado_worker.lifecycle.signals import ignore_term
 from tornado_worker.lifecycle.state import Life, State
@@ -89,4 +91,46 @@ class ProcessEnd:
         ignore_term()
         status = status if isinstance(status, int) else int(status is not None)
         beat = self._heartbeat.beat_for_threads()
-        end_with_main_thread(status & 0xFF, timeout_s, beat, self._log)
+        _end_with_main_thread(status & 0xFF, timeout_s, beat, self._log)
+
+
+def _end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Log) -> None:
+    """Make the process exit with `status` within `timeout` seconds of the main thread's last line.
+
+    Otherwise the interpreter would wait there for all threads but daemons, for
+    ever if need be; it is also what ends the idle threads of an executor. `beat`
+    is called about once a second until then. If threads are left, their names are
+    logged and `atexit` functions do not run. Does nothing if there are no threads.
+    """
+    if not _threads():
+        return
+
+    ended = threading.Event()
+    # The interpreter does this first when the main thread has run its last
+    # line. Private, and concurrent.futures builds on it; joining the main
+    # thread comes too late, as executors are waited for before that.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(ended.set)
+
+    def end() -> None:
+        ended.wait() if register is not None else threading.main_thread().join()
+        deadline = time.monotonic() + timeout
+        while (rest := deadline - time.monotonic()) > 0:
+            beat()
+            time.sleep(min(rest, 1.0))
+        # Here only if the interpreter still waits.
+        log.warning("Leaving although these threads still run: %s", ", ".join(_threads()))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    threading.Thread(target=end, name="end_with_main_thread", daemon=True).start()
+
+
+def _threads() -> list[str]:
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]

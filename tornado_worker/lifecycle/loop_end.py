@@ -1,23 +1,16 @@
-"""End everything that still runs in a process that has served its last response.
+"""How the loop of a worker ends: tasks, asynchronous generators, the default executor.
 
-Tasks, async generators, the loop's executor and other threads get until a
-deadline; then the process ends without them. Knows nothing of servers,
-applications or Gunicorn, and decides nothing about when to stop.
+They get until a deadline. Knows nothing of servers, applications or Gunicorn, and
+decides nothing about when to stop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
-from tornado_worker.logs.interfaces import Log
-
-__all__ = ["end_with_main_thread", "finish_loop"]
+__all__ = ["finish_loop"]
 
 _MOMENT_S = 0.02
 
@@ -75,45 +68,3 @@ async def _wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -> set[asyn
 def _name(task: asyncio.Task[Any]) -> str:
     coroutine = task.get_coro()
     return str(getattr(coroutine, "__qualname__", coroutine))
-
-
-def end_with_main_thread(status: int, timeout: float, beat: Callable[[], None], log: Log) -> None:
-    """Make the process exit with `status` within `timeout` seconds of the main thread's last line.
-
-    Otherwise the interpreter would wait there for all threads but daemons, for
-    ever if need be; it is also what ends the idle threads of an executor. `beat`
-    is called about once a second until then. If threads are left, their names are
-    logged and `atexit` functions do not run. Does nothing if there are no threads.
-    """
-    if not _threads():
-        return
-
-    ended = threading.Event()
-    # The interpreter does this first when the main thread has run its last
-    # line. Private, and concurrent.futures builds on it; joining the main
-    # thread comes too late, as executors are waited for before that.
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        register(ended.set)
-
-    def end() -> None:
-        ended.wait() if register is not None else threading.main_thread().join()
-        deadline = time.monotonic() + timeout
-        while (rest := deadline - time.monotonic()) > 0:
-            beat()
-            time.sleep(min(rest, 1.0))
-        # Here only if the interpreter still waits.
-        log.warning("Leaving although these threads still run: %s", ", ".join(_threads()))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    threading.Thread(target=end, name="end_with_main_thread", daemon=True).start()
-
-
-def _threads() -> list[str]:
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.main_thread()
-    ]
