@@ -136,7 +136,10 @@ class IsolatedTransport:
         return self._transport.get_extra_info(name)
 
     def get_write_buffer_size(self) -> int:
-        size: int = self._transport.get_write_buffer_size()
+        try:
+            size: int = self._transport.get_write_buffer_size()
+        except AttributeError:
+            return 0  # asyncio's over TLS, after a second close()
         return size
 
     def can_write_eof(self) -> bool:

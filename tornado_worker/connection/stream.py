@@ -363,6 +363,7 @@ class TransportStream(IOStream):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))
+                waiter.exception()  # mark it retrieved; asyncio logs it otherwise
         # What has come can be read after the end too, and waits for its turn there too.
         waiting = None
         if self._read_future is not None and self._read_turn_due:

@@ -221,7 +221,10 @@ class HTTP1Channel(Connection):
                 failed(self, exchange, status, data)
             else:
                 exchange.call_aside(failed, self, exchange, status, data)
-        if answered:
+        if self.transport is None or self.phase.is_ending:
+            # The application has detached or closed it when it heard of the end.
+            self._reader = None
+        elif answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.close_written()
         else:
@@ -315,6 +318,6 @@ class HTTP1Channel(Connection):
         answered = exchange is not None and exchange.status != 0
         if not answered and self.transport is not None and not self.transport.is_closing():
             self._fail(503, RETRY_AFTER)
-            return 1, 0
+            return (0, 0) if self.phase is Phase.DETACHED else (1, 0)
         self.abort()
         return 0, 1

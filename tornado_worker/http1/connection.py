@@ -13,6 +13,7 @@ wait, unparsed, in the connection's `Inbox`.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ class ServerConnection(HTTP1Channel):
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
     """
 
-    __slots__ = ("_eof", "_pieces", "_turn", "_waits")
+    __slots__ = ("_eof", "_pieces", "_stream", "_turn", "_waits")
 
     def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
@@ -59,6 +60,8 @@ class ServerConnection(HTTP1Channel):
         self._pieces = 0
         self._turn = 0
         self._eof = False
+        # The stream that has the transport now. Weak: it may refer to this connection.
+        self._stream: weakref.ref[TransportStream] | None = None
 
     # asyncio.Protocol
 
@@ -100,6 +103,12 @@ class ServerConnection(HTTP1Channel):
                 self._inbox.open()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.phase is Phase.DETACHED:
+            # The layers of TLS decide a turn earlier which protocol will hear of the loss.
+            stream = None if self._stream is None else self._stream()
+            if stream is not None:
+                stream.connection_lost(exc)
+            return
         exchange, self.exchange = self.exchange, None
         transport = self.transport
         self._reader = None
@@ -456,6 +465,7 @@ class ServerConnection(HTTP1Channel):
         stream.adopt_state(self.stream_state)
         stream.context = exchange.get_context()
         stream.adopt_waiters(waiters)
+        self._stream = weakref.ref(stream)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again
         if observer is not None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import tornado.httpserver
 from tornado import httputil
 from tornado.ioloop import IOLoop
-from tornado.log import gen_log
+from tornado.log import app_log, gen_log
 from tornado.netutil import ssl_options_to_context
 
 from tornado_worker.connection.exchange import RequestConnection
@@ -33,6 +33,7 @@ from tornado_worker.http1.connection import ServerConnection
 from tornado_worker.http1.proxy_protocol import ProxiedConnection
 from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions, Rules
 from tornado_worker.logs.counted_line import CountedLine
+from tornado_worker.logs.guard import guarded
 from tornado_worker.server.acceptor import Acceptor, LoadShare
 
 __all__ = ["HTTPServer"]
@@ -362,12 +363,20 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._cancel_handshakes()
         refused = aborted = 0
         for conn in list(self._connections):
-            with_503, without = conn.cut()
+            try:
+                with_503, without = conn.cut()
+            except Exception:
+                # Broad: the application hears of it. The others, and its own end, come first.
+                guarded(app_log.error, "Exception while ending a connection", exc_info=True)
+                with_503, without = 0, 1
             refused += with_503
             aborted += without
         for stream in list(self._streams):
             aborted += 1
-            stream.close()
+            try:
+                stream.close()
+            except Exception:
+                guarded(app_log.error, "Exception while closing a stream", exc_info=True)
         return refused, aborted
 
 
