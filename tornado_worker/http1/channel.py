@@ -1,4 +1,4 @@
-"""What carries the exchanges of an HTTP/1 connection, one at a time: responses and endings.
+"""Sends the responses of an HTTP/1 connection, and ends it.
 
 The response side, and all that ends a connection from outside a message: its server, time,
 a failure. Reading messages is `ServerConnection`'s, which builds on it. May know framing, the
@@ -167,15 +167,15 @@ class HTTP1Channel(Connection):
         if exchange.read_finished:
             self._end_exchange(exchange)
         else:
-            # What is reading the request right now ends the exchange if the
-            # request proves whole; otherwise nobody needs the rest.
+            # If the request proves whole, the code that reads it ends the exchange;
+            # otherwise nobody needs the rest.
             self.loop.call_soon(self._end_early, exchange)
 
     def _end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
         raise NotImplementedError
 
-    # What ends an exchange, and the connection with it: see Connection for the three ways
+    # Ends of an exchange and of its connection: see Connection for the three ways
 
     def linger(self) -> None:
         self._reader = None
@@ -192,7 +192,7 @@ class HTTP1Channel(Connection):
             self.linger()
 
     def _end_between_exchanges(self) -> None:
-        """Nobody waits for anything; but input may wait that was not read."""
+        """No exchange is open, but unread input may wait."""
         if self._inbox.waiting:
             self.linger()  # see there: unread input must not turn into a reset
         else:

@@ -45,7 +45,7 @@ _SMALL_PIECES = re.compile(rb"[1-9A-Fa-f]\r\n(%b)\r\n" % _SMALL_DATA, re.DOTALL)
 # The shortest of them, with its framing; and a run that is worth it (bytes).
 _SMALL_MIN = 6
 _RUN_MIN = 64
-# Small chunks that take as long as one that takes a step of its own.
+# A chunk read in a step of its own costs as much as this many small ones.
 _STEP_COST = 4
 
 _SIZE, _DATA, _TRAILERS = range(3)

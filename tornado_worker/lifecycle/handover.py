@@ -5,7 +5,7 @@ may still load their application for a long time, or fail to. So an old worker l
 into the table first, and a new one that fails lets the old ones be. Knows the table
 and the arbiter's habits; nothing of connections or applications.
 
-What the arbiter does, in Gunicorn's `reload()` and `manage_workers()`: too many
+The arbiter's part, Gunicorn's `reload()` and `manage_workers()`: too many
 workers get a TERM, the lowest `age` first, and get it again about once a second.
 `reload()` waits for all that are older than the new ones, deaf to signals, for up to
 `graceful_timeout`; the `age` of a worker that hands over ends that at once. A worker
@@ -64,7 +64,7 @@ class Handover:
         """Tell whether a TERM that has just come means: serve on until others do."""
         row, siblings = self._row, self._row.siblings
         if self._life.state is State.HANDING_OVER:
-            return True  # repeated by the arbiter; `_poll` looks whether it is more
+            return True  # the arbiter repeats TERM; `_poll` notices a real stop
         if self._life.state is not State.SERVING or siblings.stopping:
             return False
         booting, _ = siblings.newer(row)

@@ -46,7 +46,7 @@ class ProcessEnd:
         try:
             yield
         except Leave:
-            raise  # the rest has been seen to
+            raise  # the process already ends
         except SystemExit as leaving:
             self._exit(leaving.code)
         except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Lets a worker that had booted exit with any status, in the arbiter.
 
-Gunicorn stops altogether when a worker exits with 3 or 4, by which its own say that
-they could not boot. May call the arbiter's public methods; replaces one of them.
+Gunicorn's own workers exit with 3 or 4 when they cannot boot, and Gunicorn stops on
+either. May call the arbiter's public methods; replaces one of them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Admission:
         # Requests whose body is still arriving, and that run or wait for a thread.
         self._uploads: set[Candidate] = set()
         self._uploads_max = uploads_max
-        # Those that are held back, in order, and when each was submitted: as in
+        # Requests held back, in order, with the time when each was submitted, as in
         # Threads.waiting.
         self._held: OrderedDict[Candidate, float] = OrderedDict()
         self._slow_s = slow_s
