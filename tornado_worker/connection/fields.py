@@ -209,8 +209,8 @@ def _usual_name(name: str) -> str:
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Response field names that were looked at before: one look at all of a head's costs 0.2 us.
 _checked_names: set[str] = set()
-# Bytes to delete from a head so that only forbidden ones are left: control characters but
-# TAB, which no field value and no reason may have (RFC 9110 section 5.5). Taking all other bytes out of a head leaves the line ends.
+# Bytes that a field value or a reason may have: no control characters but TAB (RFC 9110
+# section 5.5). Taking them out of a head leaves the line ends.
 _NO_CONTROLS = bytes({9, *range(0x20, 0x100)} - {0x7F})
 
 _status_lines: dict[tuple[int, str], str] = {
