@@ -185,11 +185,15 @@ class HTTP1Channel(Connection):
         """The response was finished first: if the request is still not read, give it up."""
         if self.exchange is exchange and not exchange.read_finished:
             self.exchange = None
-            exchange.keep_alive = False
-            exchange.abandon()
-            if self.server.observer is not None:
-                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+            self._abandon(exchange)
             self.linger()
+
+    def _abandon(self, exchange: RequestConnection) -> None:
+        """Tell the application that `exchange` ended before its time, then the observer."""
+        exchange.keep_alive = False
+        exchange.abandon()
+        if self.server.observer is not None:
+            exchange.call_aside(self.server.observer.exchange_finished, exchange)
 
     def _end_between_exchanges(self) -> None:
         """No exchange is open, but unread input may wait."""

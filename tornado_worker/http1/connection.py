@@ -105,10 +105,7 @@ class ServerConnection(HTTP1Channel):
         self._reader = None
         super().connection_lost(exc)
         if exchange is not None:
-            exchange.keep_alive = False
-            exchange.abandon()
-            if self.server.observer is not None:
-                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+            self._abandon(exchange)
         self.server.on_close(self)
         hang_up(transport)
 
