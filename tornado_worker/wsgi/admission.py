@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from tornado_worker.logs.guard import guarded
+from tornado_worker.logs.interfaces import Log
 from tornado_worker.wsgi.body import RequestBody
-from tornado_worker.wsgi.run import ApplicationRun, ErrorLog
+from tornado_worker.wsgi.run import ApplicationRun
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 __all__ = ["Admission"]
@@ -56,7 +57,7 @@ class Admission:
     def __init__(
         self,
         threads: Threads,
-        log: ErrorLog,
+        log: Log,
         *,
         waiting_max: int,
         uploads_max: int,
