@@ -27,7 +27,10 @@ from tornado_worker.lifecycle.siblings import Row, Siblings
 from tornado_worker.lifecycle.state import Life, State
 from tornado_worker.logs.interfaces import Log
 
-__all__ = ["Handover", "status_after_failure", "tell_of_stops"]
+__all__ = ["BOOT_FAILURES", "Handover", "status_after_failure", "tell_of_stops"]
+
+#: Exit statuses of a worker that stop all of Gunicorn.
+BOOT_FAILURES = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
 
 _POLL_S = 0.05
 # A TERM for one worker too many may come this much after the failed one has gone.
@@ -109,7 +112,7 @@ def status_after_failure(life: Life, row: Row | None, log: Log, ppid: int, statu
     reload the arbiter starts the next worker at once, which will often fail too: so this
     one waits. `ppid` is the arbiter's. Call it without a loop running; log the failure before.
     """
-    if row is None or status not in (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR):
+    if row is None or status not in BOOT_FAILURES:
         return status
     siblings = row.siblings
     if life.told_to_leave or siblings.stopping:

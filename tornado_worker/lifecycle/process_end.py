@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gunicorn.arbiter import Arbiter
 
-from tornado_worker.lifecycle.handover import status_after_failure
+from tornado_worker.lifecycle.handover import BOOT_FAILURES, status_after_failure
 from tornado_worker.lifecycle.heartbeat import Heartbeat
 from tornado_worker.lifecycle.shutdown import end_with_main_thread
 from tornado_worker.lifecycle.siblings import Row
@@ -76,8 +76,7 @@ class ProcessEnd:
 
     def status_after_serving(self, status: int) -> int:
         """Return the status for an application that served, and then asked for `status`."""
-        boot_errors = (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR)
-        return 1 if status in boot_errors else status  # those two would stop all of Gunicorn
+        return 1 if status in BOOT_FAILURES else status  # those would stop all of Gunicorn
 
     def begin(self, status: Any, timeout_s: float = 0.0) -> None:
         """Have the process end with `status` when its main thread does.

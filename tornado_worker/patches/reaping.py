@@ -11,9 +11,9 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-__all__ = ["tell_boot_failures_from_exits"]
+from tornado_worker.loading.gunicorn_loader import BOOT_FAILURES
 
-_BOOT_FAILURES = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
+__all__ = ["tell_boot_failures_from_exits"]
 
 
 def tell_boot_failures_from_exits(worker_class: Any) -> None:
@@ -34,7 +34,7 @@ def tell_boot_failures_from_exits(worker_class: Any) -> None:
             except HaltServer as halt:
                 worker: Any = _reaped_last(before, self.WORKERS)
                 if (
-                    halt.exit_status not in _BOOT_FAILURES
+                    halt.exit_status not in BOOT_FAILURES
                     or not isinstance(worker, worker_class)
                     or not worker.has_booted()
                 ):
