@@ -29,8 +29,8 @@ class Inbox:
         self.is_open = True
         #: Whether the transport does not read at the moment.
         self.is_paused = False
-        #: The bytes that wait, of which those before `_at` have been used. Read it as a flag
-        #: only.
+        #: The bytes that wait, of which those before `_at` have been used. Read it as a
+        #: flag only.
         self.waiting = b""
         self._at = 0
         self._transport: Any = None

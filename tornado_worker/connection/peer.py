@@ -47,7 +47,7 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
     accepted address instead of a stream.
     """
 
-    #: The client by a PROXY protocol header, in Gunicorn's dict.
+    #: Gunicorn's dict of a PROXY protocol header; None: there was none.
     proxy_protocol_info: dict[str, Any] | None = None
     #: Whether `protocol` holds for the current request only.
     overridden = False

@@ -1,4 +1,4 @@
-"""How long a connection may wait, in each of its phases; a server makes one for all of its own.
+"""How long a connection may wait, in each of its phases; one server, one `Timeouts`.
 
 Numbers only; `HTTP1Channel.sweep` and `Connection.sweep` compare.
 """

@@ -33,8 +33,8 @@ class RunOptions(ResponseOptions, Protocol):
         """The application."""
 
     environs: EnvironBuilder
-    #: Where errors of the application are logged.
-    log: Log  # its methods may raise: they are the user's
+    #: For errors of the application. Its methods may raise: they are the user's.
+    log: Log
 
 
 class ApplicationRun:
