@@ -38,7 +38,7 @@ class IsolatedLoop:
         self._context = contextvars.copy_context()
         #: Returns a copy of the context that no request has touched.
         self.new_context: Callable[[], contextvars.Context] = self._context.copy
-        # Those that call nothing back.
+        # Methods that call nothing back.
         self.time = loop.time
         self.create_future = loop.create_future
         self.remove_writer = loop.remove_writer
