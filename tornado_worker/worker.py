@@ -145,7 +145,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
     # -- the process ---------------------------------------------------------------
 
     def init_process(self) -> None:
-        # Behind it are the arbiter's lines for the end of a worker.
+        # No child may return from here: the arbiter's code for a worker's end follows.
         with forked.children_end_here():
             self._init_process()
 
@@ -154,7 +154,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             check_worker(self)
             self._runner = asyncio.Runner(loop_factory=loop_factory(self.cfg.asgi_loop))
         except RuntimeError as error:
-            # check_config has seen to it, unless a reload changed the setting.
+            # Only after a reload that changed the setting; at boot check_config refuses it.
             self.log.error("%s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
         self._loop = self._runner.get_loop()

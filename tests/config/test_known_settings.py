@@ -14,8 +14,8 @@ from gunicorn.config import KNOWN_SETTINGS, Config
 from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
 from helpers.server_thread import Messages, Serve
-from tornado_worker.config.known_settings import SETTINGS, Handler, check_settings, markdown_table
-from tornado_worker.config.server_arguments import parser_options, server_arguments
+from tornado_worker.config.known_settings import SETTINGS, ObeyedBy, check_settings, markdown_table
+from tornado_worker.config.server_arguments import reader_options, server_arguments
 
 Start = Callable[..., GunicornProcess]
 
@@ -46,7 +46,7 @@ def test_every_setting_is_classified() -> None:
 
 def test_what_does_not_apply_has_a_reason() -> None:
     for name, known in SETTINGS.items():
-        assert known.note or known.handler is not Handler.NOBODY, name
+        assert known.note or known.handler is not ObeyedBy.NOBODY, name
 
 
 def test_documentation_shows_the_table() -> None:
@@ -124,7 +124,7 @@ def test_changed_setting_that_does_not_apply_gives_one_warning(
 
 
 def test_every_parser_setting_reaches_the_server() -> None:
-    assert set(parser_options(Config())) >= {
+    assert set(reader_options(Config())) >= {
         name
         for name in SETTINGS
         if name.startswith(("limit_request", "permit_", "strip_", "casefold_"))

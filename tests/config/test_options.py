@@ -22,6 +22,7 @@ from tornado_worker.config.options import (
 from tornado_worker.config.server_arguments import SETTINGS_FOR
 from tornado_worker.http1.reader import READER_SETTINGS
 from tornado_worker.server.server import HTTPServer
+from tornado_worker.wsgi.body import SPOOL_SIZE
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -73,6 +74,25 @@ def test_documentation_shows_the_tables():
     # To write them, print `tornado_worker.config.options.markdown_tables()`.
     _, _, rest = DOCS.read_text().partition("<!-- options -->\n\n")
     assert rest.startswith(markdown_tables() + "\n")
+
+
+def test_defaults_of_the_attributes_are_those_of_the_worker():
+    for name, option in ATTRIBUTES.items():
+        assert option.default == repr(getattr(TornadoWorker, name)), name
+
+
+def test_defaults_of_the_arguments_are_those_of_the_server():
+    parameters = inspect.signature(HTTPServer.initialize).parameters
+    # Both are None in the signature, for a size that is chosen later.
+    sizes = {
+        "max_buffer_size": HTTPServer(Application()).max_buffer_size,
+        "max_spool_size": SPOOL_SIZE,
+    }
+    for name, option in SERVER_OPTIONS.items():
+        if name in sizes:
+            assert option.default == f"{sizes[name] / 2**20:g} MiB", name
+        else:
+            assert option.default == repr(parameters[name].default), name
 
 
 def test_defaults_are_right():

@@ -1,4 +1,4 @@
-"""What peers may say about themselves: policy.py and proxy_protocol.py on real sockets."""
+"""What peers may say about themselves: peer_policy.py and proxy_protocol.py on real sockets."""
 
 from __future__ import annotations
 

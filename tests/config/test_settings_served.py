@@ -1,8 +1,8 @@
 """Settings of Gunicorn that show on the wire, in the log or in the process.
 
 Each start serves as many of them as go together. Others have a file of their own:
-who the client is in test_policy.py, leniencies and limits in test_leniencies.py,
-logs in test_access.py, hooks, TLS; lifecycle in test_worker.py.
+who the client is in test_peer_policy.py, leniencies and limits in test_leniencies.py,
+logs in test_access_log.py, hooks, TLS; lifecycle in test_worker.py.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def start(serve: Serve, options: dict[str, Any], **steps: Any) -> Started:
 CUTS: dict[str, Callable[[ServerThread, Message], Any]] = {
     "connection closed": lambda server, message: message.conn.close(),
     "stream closed": lambda server, message: message.conn.stream.close(),
-    "server stopped": lambda server, message: server.http.abort_all(),
+    "server stopped": lambda server, message: server.http.cut_all(),
     "connections closed": lambda server, message: server.http.close_all_connections(),
     "exchange failed": lambda server, message: message.conn._conn.fail(message.conn, 500),
     "timed out": lambda server, message: message.conn._conn.abort(),

@@ -497,7 +497,7 @@ def test_drain_leaves_no_cycle(server: ServerThread, serve: Serve) -> None:
             eventually(lambda: server.http.connection_count() == 4)
             server.turn()
             server.run(server.http.begin_drain)
-            server.run(server.http.abort_all)
+            server.run(server.http.cut_all)
             eventually(lambda: server.http.connection_count() == 0)
         server.turn()
     assert sorted(set(found)) == []

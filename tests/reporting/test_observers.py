@@ -47,6 +47,23 @@ def test_events_go_to_all_that_have_a_method_for_them_in_order() -> None:
     ]
 
 
+def test_misspelt_event_is_an_error_that_names_it() -> None:
+    class Misspelt:
+        stream_class = ObservedStream
+
+        def exchange_started(self, exchange: Any) -> None: ...
+
+        def exchange_finish(self, exchange: Any) -> None: ...
+
+    message = (
+        "unexpected method 'exchange_finish' of Misspelt: expected some of exchange_detached,"
+        " exchange_failed, exchange_finished, exchange_noted, exchange_started, stream_class,"
+        " stream_closed"
+    )
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        Observers(Watcher(), Misspelt())
+
+
 def test_single_listener_is_called_without_a_detour() -> None:
     listener = Listener([])
     assert Observers(listener, Watcher()).exchange_started == listener.exchange_started

@@ -298,7 +298,7 @@ def test_empty_line_behind_a_body_leaves_a_connection_idle(serve: Serve) -> None
 
 
 @pytest.mark.usefixtures("no_grace")
-def test_abort_all_answers_503_to_what_has_no_answer_and_cuts_the_rest(serve: Serve) -> None:
+def test_cut_all_answers_503_to_what_has_no_answer_and_cuts_the_rest(serve: Serve) -> None:
     go = asyncio.Event()
     app = answer_when_told(go)
     streams: list[Any] = []
@@ -316,7 +316,7 @@ def test_abort_all_answers_503_to_what_has_no_answer_and_cuts_the_rest(serve: Se
     head.send(GET[:-2])
     made.turn()
     drained = begin_drain(made)
-    assert made.run(made.http.abort_all) == (3, 1)
+    assert made.run(made.http.cut_all) == (3, 1)
     for client in (waiting, uploading, head):
         assert client.receive_all() == UNAVAILABLE
     assert begun.receive_all() == b""
@@ -331,7 +331,7 @@ def test_abort_all_answers_503_to_what_has_no_answer_and_cuts_the_rest(serve: Se
 
 
 @pytest.mark.usefixtures("no_grace")
-def test_abort_all_closes_detached_streams_and_handshakes(serve: Serve, tls: TLSFiles) -> None:
+def test_cut_all_closes_detached_streams_and_handshakes(serve: Serve, tls: TLSFiles) -> None:
     closed = []
 
     class Detach(web.RequestHandler):
@@ -352,13 +352,13 @@ def test_abort_all_closes_detached_streams_and_handshakes(serve: Serve, tls: TLS
     stalled.send(b"\x16\x03\x01")
     made.turn()
     drained = begin_drain(made)
-    assert made.run(made.http.abort_all) == (0, 1)
+    assert made.run(made.http.cut_all) == (0, 1)
     assert client.receive_all() == b""
     assert stalled.receive_all() == b""
     drained.result(DEADLINE_S)
     eventually(lambda: closed == [True])
 
 
-def test_abort_all_without_connections_does_nothing(serve: Serve) -> None:
+def test_cut_all_without_connections_does_nothing(serve: Serve) -> None:
     made = serve(Messages())
-    assert made.run(made.http.abort_all) == (0, 0)
+    assert made.run(made.http.cut_all) == (0, 0)

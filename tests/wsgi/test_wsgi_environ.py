@@ -146,7 +146,7 @@ class Dumper:
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    # What differs on purpose: see wsgi_environ.py.
+    # These differ on purpose: see wsgi/environ.py.
     del theirs["gunicorn.socket"]
     assert ours.pop("tornado_worker.draining") == ["is_set", "wait"]
     assert ours == theirs

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from gunicorn.config import KNOWN_SETTINGS, Config
 
-from tornado_worker.config.server_arguments import loop_factory, parser_options, ssl_context
+from tornado_worker.config.server_arguments import loop_factory, reader_options, ssl_context
 from tornado_worker.http1.reader import ReaderOptions, Rules
 
-__all__ = ["SETTINGS", "Handler", "Known", "check_settings", "markdown_table"]
+__all__ = ["SETTINGS", "Known", "ObeyedBy", "check_settings", "markdown_table"]
 
 
-class Handler(enum.Enum):
+class ObeyedBy(enum.Enum):
     """The part of the server that obeys a setting."""
 
     GUNICORN = "Gunicorn"  #: the arbiter, its logger, or what all workers inherit
@@ -28,21 +28,21 @@ class Handler(enum.Enum):
 
 
 class Known(NamedTuple):
-    handler: Handler
+    handler: ObeyedBy
     #: Its meaning here; of a setting that does not apply: why, and what to do instead.
     note: str = ""
 
 
 def _gunicorn(*names: str) -> dict[str, Known]:
-    return dict.fromkeys(names, Known(Handler.GUNICORN))
+    return dict.fromkeys(names, Known(ObeyedBy.GUNICORN))
 
 
 def _worker(**notes: str) -> dict[str, Known]:
-    return {name: Known(Handler.WORKER, note) for name, note in notes.items()}
+    return {name: Known(ObeyedBy.WORKER, note) for name, note in notes.items()}
 
 
 def _nobody(**notes: str) -> dict[str, Known]:
-    return {name: Known(Handler.NOBODY, note) for name, note in notes.items()}
+    return {name: Known(ObeyedBy.NOBODY, note) for name, note in notes.items()}
 
 
 _HTTP2 = "HTTP/2 is not spoken: end it in the proxy in front of Gunicorn"
@@ -151,7 +151,7 @@ def check_settings(cfg: Any) -> list[str]:
     """
     _refuse_dangerous(cfg)
     try:
-        Rules(ReaderOptions(**parser_options(cfg)))
+        Rules(ReaderOptions(**reader_options(cfg)))
     except ValueError as e:
         raise RuntimeError(str(e)) from None
     loop_factory(cfg.asgi_loop)
@@ -198,7 +198,7 @@ def _warnings(cfg: Any) -> list[str]:
     for name, known in SETTINGS.items():
         setting = cfg.settings.get(name)
         if (
-            known.handler is Handler.NOBODY
+            known.handler is ObeyedBy.NOBODY
             and setting is not None
             and setting.get() != defaults[name].get()
         ):

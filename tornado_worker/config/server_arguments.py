@@ -19,7 +19,7 @@ from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions
 __all__ = [
     "SETTINGS_FOR",
     "loop_factory",
-    "parser_options",
+    "reader_options",
     "server_arguments",
     "ssl_context",
     "wsgi_arguments",
@@ -52,7 +52,7 @@ def server_arguments(cfg: ServerSettings, options: Mapping[str, Any]) -> dict[st
     Loads the certificate, so it may raise exceptions of `ssl` and of the user's
     `ssl_context` hook.
     """
-    arguments = parser_options(cfg)
+    arguments = reader_options(cfg)
     arguments["max_header_size"] = ReaderOptions(**arguments).limits_allow
     arguments["policy"] = GunicornPolicy(cfg)
     arguments["max_connections"] = cfg.worker_connections
@@ -76,7 +76,7 @@ def wsgi_arguments(options: Mapping[str, Any], slow_s: float) -> dict[str, Any]:
     }
 
 
-def parser_options(cfg: Any) -> dict[str, Any]:
+def reader_options(cfg: Any) -> dict[str, Any]:
     """Return the arguments of `ReaderOptions`, which HTTPServer takes too."""
     return {name: getattr(cfg, name) for name in READER_SETTINGS}
 

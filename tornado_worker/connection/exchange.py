@@ -1,7 +1,7 @@
 """One exchange: the `tornado.httputil.HTTPConnection` that applications write to.
 
 Keeps what every protocol shares: the record of the exchange, the bytes its body still owes,
-its close callback. What carries it is a `Channel`, which makes bytes of its head and body:
+its close callback. A `Channel` carries it and makes bytes of its head and body:
 an HTTP/1 connection is one, and one stream of HTTP/2 could be. Knows neither parser nor transport.
 """
 
@@ -26,13 +26,13 @@ __all__ = ["Channel", "RequestConnection"]
 
 
 class Channel(Protocol):
-    """What carries an exchange: all that the exchange asks of it, and tells it to do.
+    """Carries exchanges and sends their responses.
 
-    A channel may carry one exchange after another. What a former one says then has no effect.
+    It may carry one exchange after another. Calls from an earlier exchange have no effect.
     """
 
     loop: IsolatedLoop
-    #: What is known of the peer.
+    #: The peer, as far as it is known.
     context: Any
 
     @property
@@ -166,17 +166,17 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         self.read_finished = False
         self.write_finished = False
         self.max_body_size: int = conn.server.max_body_size
-        #: What a longer body is answered: Tornado's 400, unless its application wants another.
+        #: Status for a body over the limit: 400 as in Tornado, unless the application sets another.
         self.oversize_status = 400
         self.body_timeout: float | None = conn.server.conn_params.body_timeout
         #: Bytes of the response body still owed; None when not known ahead.
         self.body_left: int | None = None
         self._close_callback: Callable[[], None] | None = None
-        # What the latest callback belongs to: Tornado's handlers take theirs
-        # back before they detach, and their stream is still theirs.
+        # The object of the latest callback, kept for detach(). Tornado's handlers take
+        # their callback back first.
         self._owner: Any = None
 
-    # What Tornado's HTTP1Connection offers beyond the interface
+    # Members of Tornado's HTTP1Connection beyond the interface
 
     @property
     def stream(self) -> ConnectionView | None:
@@ -291,7 +291,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
         except Exception:
             if not self.status:
                 # Nothing has been sent, so the client gets an answer all the same.
-                # Whatever the application does next, this exchange is over.
+                # This exchange is over, whatever the application does next.
                 conn.fail(self, 500)
             raise
 
@@ -433,7 +433,7 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
             elif callback is not None:
                 self.call_aside(callback)
         except Exception:
-            # Whatever the application does there, the exchange is over.
+            # The exchange is over, whatever the application does there.
             guarded(app_log.error, "Uncaught exception", exc_info=True)
 
 

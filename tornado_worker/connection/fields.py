@@ -1,7 +1,7 @@
 """Header fields: from the reader's bytes to Tornado's HTTPHeaders, and to the wire.
 
-The one place that knows how HTTPHeaders stores its fields. What comes in was
-validated by the reader, what goes out is checked here for injected lines.
+The one place that knows how HTTPHeaders stores its fields. The reader
+has validated fields that come in; fields that go out are checked here for injected lines.
 """
 
 from __future__ import annotations

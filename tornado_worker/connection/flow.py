@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.context: Any = addresses  # replaced by a ConnectionContext in connection_made
         self.transport: Any = None  # an IsolatedTransport while the connection stands
-        #: What the connection waits for, and the loop time since when; see `_enter`.
+        #: The state of the connection, and the loop time since when; see `_enter`.
         self.phase = Phase.NEW
         self.since = loop.time()
         self._inbox = Inbox()
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self.write_share = WRITE_SHARE
         self._write_waiters: list[asyncio.Future[None]] | None = None
         self._closed_waiter: asyncio.Future[None] | None = None
-        #: What applications have set on `request.connection.stream`, if one asked for it.
+        #: Settings that applications made on `request.connection.stream`, if one asked for it.
         self.stream_state: StreamState | None = None
 
     # asyncio.Protocol

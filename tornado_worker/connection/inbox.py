@@ -16,11 +16,11 @@ KEPT_MAX = 64 * 1024
 
 
 class Inbox:
-    """What waits of a connection's input.
+    """Holds input that the connection cannot use yet.
 
     While it is open nothing waits, and what arrives is used at once. While it is shut, what
-    arrives is kept, even if nothing has been kept so far. What waits is not copied when a part
-    of it is used: it is kept with the place up to which it was.
+    arrives is kept, even if nothing has been kept so far. Using a part of it copies
+    nothing: the bytes are kept with the place up to which they were used.
     """
 
     __slots__ = ("_at", "_transport", "is_open", "is_paused", "waiting")
@@ -29,7 +29,8 @@ class Inbox:
         self.is_open = True
         #: Whether the transport does not read at the moment.
         self.is_paused = False
-        #: The bytes that wait, of which those before `_at` have been used. For its truth alone.
+        #: The bytes that wait, of which those before `_at` have been used. Read it as a
+        #: flag only.
         self.waiting = b""
         self._at = 0
         self._transport: Any = None

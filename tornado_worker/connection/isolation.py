@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class IsolatedLoop:
-    """What the connection layer uses of a loop; all it is told to call runs in a context of ours.
+    """The part of a loop that connections use; every callback runs in the server's context.
 
-    That is a copy of the context in which this object was made, a new one each
+    More exactly in a copy of the context in which this object was made, a new one each
     time: what runs in one, a user's hook for instance, can leave nothing in the next.
     """
 
@@ -38,7 +38,7 @@ class IsolatedLoop:
         self._context = contextvars.copy_context()
         #: Returns a copy of the context that no request has touched.
         self.new_context: Callable[[], contextvars.Context] = self._context.copy
-        # Those that call nothing back.
+        # Methods that call nothing back.
         self.time = loop.time
         self.create_future = loop.create_future
         self.remove_writer = loop.remove_writer
@@ -100,7 +100,7 @@ class IsolatedTransport:
         protocol = getattr(transport, "_ssl_protocol", None)
         self._socket_transport: Any = getattr(protocol, "_transport", None) or transport
 
-    # Those after which the loop calls the protocol
+    # Methods after which the loop calls the protocol
 
     def write(self, data: bytes | memoryview) -> None:
         self._new_context().run(self._write, data)
@@ -130,7 +130,7 @@ class IsolatedTransport:
     def abort(self) -> None:
         self.loop.run(self._transport.abort)
 
-    # Those that only tell
+    # Methods that only return something
 
     def get_extra_info(self, name: str) -> Any:
         return self._transport.get_extra_info(name)

@@ -1,4 +1,4 @@
-"""What a server tells of its exchanges: for access logs, metrics and hooks.
+"""The events of a server's exchanges: for access logs, metrics and hooks.
 
 The interface alone; `tornado_worker.reporting.observers` makes one of several.
 """
@@ -20,14 +20,14 @@ class ExchangeObserver(Protocol):
     Nothing that it does may raise.
     """
 
-    #: What is made of connections that are detached.
+    #: The class of the streams that detached connections become.
     stream_class: type[TransportStream]
 
     def exchange_started(self, exchange: RequestConnection) -> None:
         """A header section has arrived; the application has not heard of it."""
 
     def exchange_noted(self, exchange: RequestConnection, note: object) -> None:
-        """What runs the application has `note` for the observer, such as a WSGI environ.
+        """Take a note from the code that runs the application, such as a WSGI environ.
 
         Called in any thread.
         """

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, and who judges what it says of itself.
+"""The peer of a connection, and the policy that decides what to believe of it.
 
 `ConnectionContext` is what a connection and its exchanges know of their peer;
 `PeerPolicy` is what a server asks before it believes it. May know Tornado's
@@ -41,13 +41,13 @@ class PeerPolicy(Protocol):
 
 
 class ConnectionContext(tornado.httpserver._HTTPRequestContext):
-    """Who the peer is, as `request_conn.context`.
+    """The peer, as `request_conn.context`.
 
     Tornado's own class, because `xheaders` works on it, but made from an
     accepted address instead of a stream.
     """
 
-    #: What a PROXY protocol header said about the client: Gunicorn's dict of it.
+    #: Gunicorn's dict of a PROXY protocol header; None: there was none.
     proxy_protocol_info: dict[str, Any] | None = None
     #: Whether `protocol` holds for the current request only.
     overridden = False

@@ -12,7 +12,7 @@ __all__ = ["CHANGES", "Phase"]
 
 
 class Phase:
-    """What a connection waits for.
+    """A state of a connection, named by the event for which it waits.
 
     Not an Enum: in Python 3.11 one costs twice as much to look up, and ten times as much to
     hash (1.1 us), several times for each request.

@@ -1,9 +1,9 @@
-"""What a server asks of its connections, whatever they speak. The interface alone."""
+"""The connections of a server as it sees them, of any protocol. The interface alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.isolation import IsolatedLoop
@@ -15,7 +15,6 @@ class ServedConnection(Protocol):
     """One of a server's connections: the server keeps it, and looks into none of its states."""
 
     loop: IsolatedLoop
-    context: Any
 
     @property
     def was_made(self) -> bool:

@@ -44,9 +44,9 @@ _UNREAD_MAX = 64 * 1024
 # how long a peer may take none of them (seconds).
 _FLUSH_CHECK_S = 1.0
 _FLUSH_TIMEOUT_S = 30.0
-# What of the bytes that are there already may be read in one turn of the loop, before
-# reading waits for the next: bytes, of which each read counts as some more. A reader of
-# tiny frames, three reads each, would otherwise go on for as long as a peer can send.
+# Bytes already received that an application may take in one turn; each read counts extra.
+# Then reading waits for the next turn. A reader of tiny frames, three reads each, would
+# otherwise go on for as long as a peer can send.
 _READ_SHARE = 256 * 1024
 _READ_COST = 4 * 1024
 
@@ -117,7 +117,7 @@ class TransportStream(IOStream):
     #: The context of the request that detached it.
     context: contextvars.Context | None = None
 
-    # What is left of this turn's shares. At 0 or below a new turn is on its way.
+    # The rest of this turn's shares. At 0 or below a new turn is on its way.
     _read_share = _READ_SHARE
     _write_share = WRITE_SHARE
     # Whether the read that is pending can be completed, and waits for its turn.
@@ -364,7 +364,7 @@ class TransportStream(IOStream):
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=self.error))
                 waiter.exception()  # mark it retrieved; asyncio logs it otherwise
-        # What has come can be read after the end too, and waits for its turn there too.
+        # Bytes that have arrived can be read after the end; such a read waits for its turn.
         waiting = None
         if self._read_future is not None and self._read_turn_due:
             waiting, self._read_future = self._read_future, None

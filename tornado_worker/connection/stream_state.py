@@ -1,4 +1,4 @@
-"""What an application has set on `request.connection.stream`, as long as HTTP has the connection.
+"""Settings that applications make on `request.connection.stream` while HTTP has the connection.
 
 Connections keep it, views of them change it, and the stream that `detach()` makes takes
 it over; none of them is known here.
@@ -24,7 +24,7 @@ class CloseCallback(NamedTuple):
 
 
 class StreamState:
-    """What applications have set on the stream of a connection that HTTP has.
+    """The settings that applications have made on the stream of a connection that HTTP has.
 
     It stays with the connection, whose views come and go, and goes over to the stream
     that `detach()` makes of it.

@@ -1,4 +1,4 @@
-"""What `request.connection.stream` is while HTTP has the connection.
+"""The value of `request.connection.stream` while HTTP has the connection.
 
 All of an IOStream's attributes and methods, as far as they go without taking the
 connection away; the others say why they do not work. Knows the connection by a few
@@ -84,7 +84,7 @@ def _attribute(
 
 
 class ConnectionView:
-    """What `request.connection.stream` is while HTTP has the connection.
+    """The value of `request.connection.stream` while HTTP has the connection.
 
     All that an IOStream has, as far as it goes without taking the connection away from
     HTTP; what does not says why. Made anew for each look; views of one connection are
@@ -121,7 +121,7 @@ class ConnectionView:
 
     @_attribute(reason="pass it to close(exc_info=...)")
     def error(self) -> BaseException | None:
-        """What the connection was lost for, or `close` was given."""
+        """The error that ended the connection, or that `close` was given."""
         return self._state.error
 
     @_attribute(reason=OWN_CHUNKS)
@@ -133,7 +133,7 @@ class ConnectionView:
 
     @_attribute(_set_max_buffer_size)
     def max_buffer_size(self) -> int:
-        """What the stream that `detach` returns buffers at most; HTTP has limits of its own."""
+        """Bytes that the stream that `detach` returns may buffer; HTTP has limits of its own."""
         return self._state.max_buffer_size or self._conn.server.max_buffer_size
 
     def _set_max_write_buffer_size(self, value: int | None) -> None:
@@ -141,7 +141,7 @@ class ConnectionView:
 
     @_attribute(_set_max_write_buffer_size)
     def max_write_buffer_size(self) -> int | None:
-        """What may wait to be sent (None: any) before writes raise StreamBufferFullError."""
+        """Bytes that may wait to be sent before writes raise StreamBufferFullError; None: any."""
         return self._state.max_write_buffer_size
 
     # Methods

@@ -1,5 +1,6 @@
-"""How long a connection may wait, in each of its phases. Data alone: a server makes one, and
-its connections compare themselves with it when they are swept.
+"""How long a connection may wait, in each of its phases; one server, one `Timeouts`.
+
+Numbers only; `HTTP1Channel.sweep` and `Connection.sweep` compare.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ __all__ = ["Timeouts"]
 
 @dataclasses.dataclass(slots=True)
 class Timeouts:
-    """Seconds. What waits for the application has no limit."""
+    """All in seconds. Waiting for the application has no limit."""
 
     #: Between a connection and its first header section's end; and for each further section.
     header: float

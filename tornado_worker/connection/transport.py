@@ -1,4 +1,4 @@
-"""What the transports of asyncio and uvloop do not do or say themselves.
+"""Workarounds for gaps in asyncio's and uvloop's transports.
 
 For connections and for the streams that take them over. Knows nothing of either.
 """

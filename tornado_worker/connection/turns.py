@@ -1,9 +1,9 @@
 """Turns of the loop, shared out among connections that want more than fits in one.
 
-What a peer sends costs more to read than to send, if it is made for that; an application that
-writes to a fast reader, or reads what has come already, never has to wait. So what one connection
-may do in a turn is bounded by itself, and how many of those that want more go on in the next
-turn is bounded here. In between, the loop serves the others. Knows nothing of connections.
+Some input costs more to read than to send; and an application that writes to a fast reader, or
+reads bytes that have arrived, never has to wait. Each connection bounds its own work in a turn;
+`Turns` bounds how many go on in the next. In between, the loop serves the others. Knows nothing
+of connections.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Turns:
         waiting = self._waiting
         try:
             ends = time.monotonic() + _SHARE_S
-            # What is not done then comes back at the end, for another turn.
+            # A connection with more work queues again.
             for _ in range(min(_COUNT_MAX, len(waiting))):
                 waiting.popleft()()
                 if time.monotonic() > ends:

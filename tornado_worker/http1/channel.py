@@ -1,4 +1,4 @@
-"""What carries the exchanges of an HTTP/1 connection, one at a time: responses and endings.
+"""Sends the responses of an HTTP/1 connection, and ends it.
 
 The response side, and all that ends a connection from outside a message: its server, time,
 a failure. Reading messages is `ServerConnection`'s, which builds on it. May know framing, the
@@ -167,15 +167,15 @@ class HTTP1Channel(Connection):
         if exchange.read_finished:
             self._end_exchange(exchange)
         else:
-            # What is reading the request right now ends the exchange if the
-            # request proves whole; otherwise nobody needs the rest.
+            # If the request proves whole, the code that reads it ends the exchange;
+            # otherwise nobody needs the rest.
             self.loop.call_soon(self._end_early, exchange)
 
     def _end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""
         raise NotImplementedError  # pragma: no cover (abstract)
 
-    # What ends an exchange, and the connection with it: see Connection for the three ways
+    # Ends of an exchange and of its connection: see Connection for the three ways
 
     def linger(self) -> None:
         self._reader = None
@@ -185,14 +185,18 @@ class HTTP1Channel(Connection):
         """The response was finished first: if the request is still not read, give it up."""
         if self.exchange is exchange and not exchange.read_finished:
             self.exchange = None
-            exchange.keep_alive = False
-            exchange.abandon()
-            if self.server.observer is not None:
-                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+            self._abandon(exchange)
             self.linger()
 
+    def _abandon(self, exchange: RequestConnection) -> None:
+        """Tell the application that `exchange` ended before its time, then the observer."""
+        exchange.keep_alive = False
+        exchange.abandon()
+        if self.server.observer is not None:
+            exchange.call_aside(self.server.observer.exchange_finished, exchange)
+
     def _end_between_exchanges(self) -> None:
-        """Nobody waits for anything; but input may wait that was not read."""
+        """No exchange is open, but unread input may wait."""
         if self._inbox.waiting:
             self.linger()  # see there: unread input must not turn into a reset
         else:

@@ -16,6 +16,7 @@ from tornado_worker.http1.head_section import (
     MessageError,
     Rules,
     read_field,
+    shown,
 )
 
 __all__ = ["CHUNKS_MAX", "ChunkReader"]
@@ -45,7 +46,7 @@ _SMALL_PIECES = re.compile(rb"[1-9A-Fa-f]\r\n(%b)\r\n" % _SMALL_DATA, re.DOTALL)
 # The shortest of them, with its framing; and a run that is worth it (bytes).
 _SMALL_MIN = 6
 _RUN_MIN = 64
-# Small chunks that take as long as one that takes a step of its own.
+# A chunk read in a step of its own costs as much as this many small ones.
 _STEP_COST = 4
 
 _SIZE, _DATA, _TRAILERS = range(3)
@@ -112,11 +113,11 @@ class ChunkReader:
             size = len(line)
             match = _SIZE_LINE.fullmatch(line)
             if match is None:
-                raise MessageError(400, f"invalid chunk size: {_shown(line[:-2])}")
+                raise MessageError(400, f"invalid chunk size: {shown(line[:-2])}")
         self._check_line(size - 2)
         digits = match[1]
         if len(digits) > _DIGITS_MAX and len(digits.lstrip(b"0")) > _DIGITS_MAX:
-            raise MessageError(400, f"invalid chunk size: too large {_shown(digits)}")
+            raise MessageError(400, f"invalid chunk size: too large {shown(digits)}")
         self._left = int(digits, 16)
         self.size += self._left
         self._state = _DATA if self._left else _TRAILERS
@@ -136,7 +137,7 @@ class ChunkReader:
                 self._line = b""
                 self._state = _SIZE
             elif ending not in (b"", b"\r"):
-                raise MessageError(400, f"chunk is not followed by CRLF but by {_shown(ending)}")
+                raise MessageError(400, f"chunk is not followed by CRLF but by {shown(ending)}")
             else:
                 self._line = ending
                 at = len(data)
@@ -161,7 +162,7 @@ class ChunkReader:
                 return None, at
         if self._state == _TRAILERS:
             read_field(line)  # says what is wrong
-        raise MessageError(400, f"invalid chunk size: {_shown(line)}")
+        raise MessageError(400, f"invalid chunk size: {shown(line)}")
 
     def _check_line(self, size: int) -> None:
         if self._state == _TRAILERS:
@@ -178,7 +179,3 @@ class ChunkReader:
         name, _ = read_field(line)
         if name in FORBIDDEN_TRAILERS:
             raise MessageError(400, f"{name.decode('ascii')} in the trailers")
-
-
-def _shown(data: bytes) -> str:
-    return repr(data[:100])[1:]

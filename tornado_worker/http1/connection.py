@@ -88,8 +88,8 @@ class ServerConnection(HTTP1Channel):
         if not answering or not self.transport.can_write_eof():
             return None  # close; TLS has no half-closed connections
         # The client will send no more, or has gone: TCP does not tell which.
-        # What is answered in this turn of the loop still reaches it (`nc -N`),
-        # and so does what is answered in the turn of each request behind it.
+        # A response in this turn of the loop still reaches it (`nc -N`), and so
+        # does one in the turn of each request behind it.
         self._eof = True
         self.loop.call_soon(self._end_after_eof)
         return True
@@ -114,10 +114,7 @@ class ServerConnection(HTTP1Channel):
         self._reader = None
         super().connection_lost(exc)
         if exchange is not None:
-            exchange.keep_alive = False
-            exchange.abandon()
-            if self.server.observer is not None:
-                exchange.call_aside(self.server.observer.exchange_finished, exchange)
+            self._abandon(exchange)
         self.server.on_close(self)
         hang_up(transport)
 
@@ -337,8 +334,8 @@ class ServerConnection(HTTP1Channel):
         """The request has arrived whole: tell the application."""
         exchange = self.exchange
         assert exchange is not None
-        # What follows is the next message's, or a tunnel's. From here on
-        # everything is held, until the exchange is over.
+        # Bytes from here on belong to the next message, or to a tunnel. They are held
+        # until the exchange is over.
         self._inbox.shut()
         if self._reads_pieces:
             self.read_pieces(False)

@@ -23,6 +23,7 @@ __all__ = [
     "Rules",
     "read_field",
     "refuse_control",
+    "shown",
 ]
 
 # Gunicorn's limits where its settings say unlimited (0): bytes and a count.
@@ -313,7 +314,7 @@ class Rules:
                 read_field(line)  # says what is wrong
                 # Should it find nothing wrong, the head is refused all the same.
                 raise MessageError(  # pragma: no cover
-                    400, f"invalid header name {_shown(name)}"
+                    400, f"invalid header name {shown(name)}"
                 )
             pairs.append((name.lower(), value.strip()))
             sizes.append(len(line) + 2)
@@ -338,37 +339,37 @@ class Rules:
 
     def _refuse_request_line(self, line: bytes) -> NoReturn:
         parts = line.split(b" ", 2)
-        wrong = _shown(line)
+        wrong = shown(line)
         if len(parts) == 3:
             method, target, version = parts
             if not (_TOKEN if self._any_method else _METHOD).fullmatch(method):
-                wrong = f"method {_shown(method)}"
+                wrong = f"method {shown(method)}"
             elif not target or not target.isascii():
-                wrong = f"target {_shown(target)}"
+                wrong = f"target {shown(target)}"
             else:
-                wrong = f"version {_shown(version)}"
+                wrong = f"version {shown(version)}"
         raise MessageError(400, f"Malformed HTTP request line: {wrong}")
 
 
 def read_field(line: bytes) -> tuple[bytes, bytes]:
     """Return name, in lower case, and value of a field's line. Raises MessageError."""
     if CONTROL.search(line):
-        raise MessageError(400, f"invalid header field: {_control_words(line)} {_shown(line)}")
+        raise MessageError(400, f"invalid header field: {_control_words(line)} {shown(line)}")
     if line[:1] in (b" ", b"\t"):
-        raise MessageError(400, f"folded header field {_shown(line)}")
+        raise MessageError(400, f"folded header field {shown(line)}")
     name, colon, value = line.partition(b":")
     if not colon:
-        raise MessageError(400, f"no colon in header line {_shown(line)}")
+        raise MessageError(400, f"no colon in header line {shown(line)}")
     # RFC 9112 section 5.1: nothing between the name and the colon.
     if not _TOKEN.fullmatch(name):
-        raise MessageError(400, f"invalid header name {_shown(name)}")
+        raise MessageError(400, f"invalid header name {shown(name)}")
     return name.lower(), value.strip()
 
 
 def refuse_control(line: bytes, is_first: bool) -> NoReturn:
     """Refuse the beginning of a line, which ends with a control character."""
     kind = "Malformed HTTP request line" if is_first else "invalid header field"
-    raise MessageError(400, f"{kind}: {_control_words(line)} {_shown(line)}")
+    raise MessageError(400, f"{kind}: {_control_words(line)} {shown(line)}")
 
 
 def _control_words(line: bytes) -> str:
@@ -381,5 +382,6 @@ def _control_words(line: bytes) -> str:
     return "bare CR" if byte == b"\r" else f"control character {byte!r}"
 
 
-def _shown(data: bytes) -> str:
+def shown(data: bytes) -> str:
+    """Return the beginning of `data` for a message."""
     return repr(data[:100])[1:]

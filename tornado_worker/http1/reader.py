@@ -1,7 +1,7 @@
 """Reads messages: bytes in, head and body out, and where the message ended.
 
-Sans-IO, and the only parser there is: for every connection, whatever `http_parser` says. What
-a head looks like is head_section.py's, what it means framing.py's, chunks are chunks.py's.
+Sans-IO, and the only parser there is: for every connection, whatever `http_parser` says.
+head_section.py knows the form of a head, framing.py its meaning, chunks.py chunked bodies.
 Knows neither asyncio nor connections.
 """
 

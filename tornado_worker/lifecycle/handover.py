@@ -5,7 +5,7 @@ may still load their application for a long time, or fail to. So an old worker l
 into the table first, and a new one that fails lets the old ones be. Knows the table
 and the arbiter's habits; nothing of connections or applications.
 
-What the arbiter does, in Gunicorn's `reload()` and `manage_workers()`: too many
+The arbiter's part, Gunicorn's `reload()` and `manage_workers()`: too many
 workers get a TERM, the lowest `age` first, and get it again about once a second.
 `reload()` waits for all that are older than the new ones, deaf to signals, for up to
 `graceful_timeout`; the `age` of a worker that hands over ends that at once. A worker
@@ -27,7 +27,10 @@ from tornado_worker.lifecycle.siblings import Row, Siblings
 from tornado_worker.lifecycle.state import Life, State
 from tornado_worker.logs.interfaces import Log
 
-__all__ = ["Handover", "status_after_failure", "tell_of_stops"]
+__all__ = ["BOOT_FAILURES", "Handover", "status_after_failure", "tell_of_stops"]
+
+#: Exit statuses of a worker that stop all of Gunicorn.
+BOOT_FAILURES = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
 
 _POLL_S = 0.05
 # A TERM for one worker too many may come this much after the failed one has gone.
@@ -64,7 +67,7 @@ class Handover:
         """Tell whether a TERM that has just come means: serve on until others do."""
         row, siblings = self._row, self._row.siblings
         if self._life.state is State.HANDING_OVER:
-            return True  # repeated by the arbiter; `_poll` looks whether it is more
+            return True  # the arbiter repeats TERM; `_poll` notices a real stop
         if self._life.state is not State.SERVING or siblings.stopping:
             return False
         booting, _ = siblings.newer(row)
@@ -109,7 +112,7 @@ def status_after_failure(life: Life, row: Row | None, log: Log, ppid: int, statu
     reload the arbiter starts the next worker at once, which will often fail too: so this
     one waits. `ppid` is the arbiter's. Call it without a loop running; log the failure before.
     """
-    if row is None or status not in (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR):
+    if row is None or status not in BOOT_FAILURES:
         return status
     siblings = row.siblings
     if life.told_to_leave or siblings.stopping:

@@ -28,7 +28,7 @@ class WorkerTmp(Protocol):
 
 
 class BeatingWorker(Protocol):
-    """What a heartbeat asks of Gunicorn's worker."""
+    """The part of Gunicorn's worker that a heartbeat uses."""
 
     log: Log
     tmp: WorkerTmp

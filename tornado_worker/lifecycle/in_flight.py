@@ -53,7 +53,6 @@ def describe(server: HTTPServer, *others: str) -> str:
     requests = [
         (exchange.start_line.method, exchange.start_line.path, now - exchange.started)
         for exchange in server.exchanges()
-        if hasattr(exchange, "start_line")
     ]
     return _join(
         [

@@ -161,7 +161,7 @@ class Departure:
         timeout = max(0.0, self._connections_deadline - self._loop.time())
         if await self._unless_in_a_hurry(drained, timeout):
             return
-        refused, aborted = self._server.abort_all()
+        refused, aborted = self._server.cut_all()
         if refused or aborted:
             self._log.warning(
                 "No more time for what is in flight: answered %d requests with 503, aborted %d"

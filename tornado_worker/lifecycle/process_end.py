@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from gunicorn.arbiter import Arbiter
 
-from tornado_worker.lifecycle.handover import status_after_failure
+from tornado_worker.lifecycle.handover import BOOT_FAILURES, status_after_failure
 from tornado_worker.lifecycle.heartbeat import Heartbeat
 from tornado_worker.lifecycle.siblings import Row
 from tornado_worker.lifecycle.signals import ignore_term
@@ -48,7 +48,7 @@ class ProcessEnd:
         try:
             yield
         except Leave:
-            raise  # the rest has been seen to
+            raise  # the process already ends
         except SystemExit as leaving:
             self._exit(leaving.code)
         except KeyboardInterrupt:
@@ -78,8 +78,7 @@ class ProcessEnd:
 
     def status_after_serving(self, status: int) -> int:
         """Return the status for an application that served, and then asked for `status`."""
-        boot_errors = (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR)
-        return 1 if status in boot_errors else status  # those two would stop all of Gunicorn
+        return 1 if status in BOOT_FAILURES else status  # those would stop all of Gunicorn
 
     def begin(self, status: Any, timeout_s: float = 0.0) -> None:
         """Have the process end with `status` when its main thread does.

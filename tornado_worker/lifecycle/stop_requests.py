@@ -140,7 +140,7 @@ class StopRequests:
             what = f"sys.exit({'' if code is None else repr(code)})"
             self.status = code & 0xFF if isinstance(code, int) else int(code is not None)
         self._on_asked(f"{what} {_raiser(error.__traceback__)}")
-        handler = _find_handler(error.__traceback__)
+        handler = _handler_that_raised(error.__traceback__)
         if handler is not None:
             # Nobody else will answer for it.
             self._runner.get_loop().call_soon(_answer, handler)
@@ -160,7 +160,7 @@ def _answer(handler: RequestHandler) -> None:
         app_log.error("Exception in exception handler", exc_info=True)
 
 
-def _find_handler(trace: TracebackType | None) -> RequestHandler | None:
+def _handler_that_raised(trace: TracebackType | None) -> RequestHandler | None:
     """Return the handler in whose call an exception was raised."""
     while trace is not None:
         candidate: Any = trace.tb_frame.f_locals.get("self")

@@ -137,7 +137,7 @@ class Watchdog:
         return sys._current_frames().get(self._thread_id)
 
     def _name_handler(self, frame: FrameType | None, blocked: float) -> None:
-        handler = _find_handler(frame)
+        handler = _running_handler(frame)
         if handler is None or frame is None:
             return  # not a request; if it goes on, the stack will tell
         method = handler.request.method or ""
@@ -192,7 +192,7 @@ def _find_callback(frame: FrameType | None) -> FrameType | None:
     return None
 
 
-def _find_handler(frame: FrameType | None) -> RequestHandler | None:
+def _running_handler(frame: FrameType | None) -> RequestHandler | None:
     """Return the handler whose turn it is: the first on the way from the loop to `frame`."""
     handler: RequestHandler | None = None
     while frame is not None:

@@ -13,12 +13,16 @@ from typing import Any
 
 from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
 
 from tornado_worker.loading.foreign_patches import check_patches
 from tornado_worker.loading.preload import ADVICE
 from tornado_worker.loading.watch import LoadingWatch
 
-__all__ = ["install_loader", "name_of", "preimport"]
+__all__ = ["BOOT_FAILURES", "install_loader", "name_of", "preimport"]
+
+#: Exit statuses by which Gunicorn's workers say that they could not boot.
+BOOT_FAILURES = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
 
 
 def install_loader(worker_class: type) -> None:

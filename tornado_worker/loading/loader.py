@@ -24,7 +24,7 @@ from tornado_worker import forked
 from tornado_worker.config.options import class_name
 from tornado_worker.loading.current_loop import CurrentLoop
 from tornado_worker.loading.foreign_patches import check_patches, explain_nest_asyncio
-from tornado_worker.loading.gunicorn_loader import name_of, preimport
+from tornado_worker.loading.gunicorn_loader import BOOT_FAILURES, name_of, preimport
 from tornado_worker.loading.kinds import ApplicationError
 from tornado_worker.loading.lifespan import Lifespan, RequestCallback
 from tornado_worker.loading.watch import LoadingWatch
@@ -33,7 +33,7 @@ from tornado_worker.logs.interfaces import Log
 __all__ = ["ApplicationLoader"]
 
 
-class Life(Protocol):
+class LeaveRequest(Protocol):
     """The two facts of a worker's life that loading asks for: a `lifecycle.state.Life`."""
 
     told_to_leave: bool
@@ -48,7 +48,7 @@ class ApplicationLoader:
         app: Any,
         log: Log,
         runner: asyncio.Runner,
-        life: Life,
+        life: LeaveRequest,
         *,
         wrap_wsgi: Callable[[Any], RequestCallback],
         shows_syntax_errors: bool,
@@ -100,8 +100,7 @@ class ApplicationLoader:
             if forked.is_child():
                 raise
             status = error.code
-            boot_errors = (Arbiter.APP_LOAD_ERROR, Arbiter.WORKER_BOOT_ERROR)
-            if not self._life.told_to_leave and status not in boot_errors:
+            if not self._life.told_to_leave and status not in BOOT_FAILURES:
                 # With any other status the arbiter would start workers for ever.
                 raise RuntimeError(
                     f"the application called sys.exit({status!r}) while it was loaded"

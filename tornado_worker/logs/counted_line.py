@@ -1,4 +1,4 @@
-"""A line of a log that others decide the number of: told once, then counted.
+"""A log line that clients can cause at will: the first is logged, the rest are counted.
 
 Knows a loop's clock and a logger's method, and nothing of the events.
 """

@@ -1,7 +1,7 @@
 """Lets a worker that had booted exit with any status, in the arbiter.
 
-Gunicorn stops altogether when a worker exits with 3 or 4, by which its own say that
-they could not boot. May call the arbiter's public methods; replaces one of them.
+Gunicorn's own workers exit with 3 or 4 when they cannot boot, and Gunicorn stops on
+either. May call the arbiter's public methods; replaces one of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-__all__ = ["tell_boot_failures_from_exits"]
+from tornado_worker.loading.gunicorn_loader import BOOT_FAILURES
 
-_BOOT_FAILURES = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
+__all__ = ["tell_boot_failures_from_exits"]
 
 
 def tell_boot_failures_from_exits(worker_class: Any) -> None:
@@ -34,7 +34,7 @@ def tell_boot_failures_from_exits(worker_class: Any) -> None:
             except HaltServer as halt:
                 worker: Any = _reaped_last(before, self.WORKERS)
                 if (
-                    halt.exit_status not in _BOOT_FAILURES
+                    halt.exit_status not in BOOT_FAILURES
                     or not isinstance(worker, worker_class)
                     or not worker.has_booted()
                 ):

@@ -1,7 +1,7 @@
 """The atoms of `access_log_format`, each made when a line asks for it.
 
-What Gunicorn's `Logger.atoms` makes for every line, 45 us worth, whatever the
-format uses. Reads an exchange, and Gunicorn's logger for the rest.
+Gunicorn makes all atoms for each line (45 us); here a line pays for those its format
+uses. Reads an exchange, and Gunicorn's logger for the rest.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _status_lines: dict[int, str] = {}
 
 
 class ExchangeFacts(Protocol):
-    """What the views read: a RequestConnection, or the little known of a refused message."""
+    """The source of the views: a RequestConnection, or the little known of a refused message."""
 
     context: Any
     start_line: httputil.RequestStartLine

@@ -9,21 +9,28 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.observer import ExchangeObserver
 from tornado_worker.connection.stream import TransportStream
 
 __all__ = ["Observers", "RequestCounter"]
+
+_PREFIXES = ("exchange_", "stream_")
+_NAMES = {"stream_class"} | {name for name in vars(ExchangeObserver) if name.startswith(_PREFIXES)}
 
 
 class Observers:
     """An `ExchangeObserver` made of others, each with the methods that it has a use for.
 
     Each event goes to those that have a method for it, in order, and to a single one without
-    a detour. One at most has a `stream_class`.
+    a detour. One at most has a `stream_class`. Raises TypeError for a method that is called
+    like an event and is none.
     """
 
     stream_class: type[TransportStream]
 
     def __init__(self, *observers: object) -> None:
+        for one in observers:
+            _check_names(one)
         classes = [one.stream_class for one in observers if hasattr(one, "stream_class")]
         (self.stream_class,) = classes or (TransportStream,)
 
@@ -36,6 +43,16 @@ class Observers:
         self.exchange_failed = tell("exchange_failed")
         self.exchange_detached = tell("exchange_detached")
         self.stream_closed = tell("stream_closed")
+
+
+def _check_names(observer: object) -> None:
+    """Refuse a misspelt event, of which the observer would never hear."""
+    for name in dir(observer):
+        if name.startswith(_PREFIXES) and name not in _NAMES and callable(getattr(observer, name)):
+            raise TypeError(
+                f"unexpected method {name!r} of {type(observer).__name__}:"
+                f" expected some of {', '.join(sorted(_NAMES))}"
+            )
 
 
 def _together(methods: list[Callable[..., None]]) -> Callable[..., None]:

@@ -69,7 +69,7 @@ class Acceptor:
         self._listeners: dict[socket.socket, Any] = {}
         self._paused = False
         self._out_of_resources = False
-        #: What limits the room, for the log: a setting and its value.
+        #: The setting that limits the room and its value, for the log.
         self.limit = ""
         #: None: there is nobody to share with.
         self.share: LoadShare | None = None

@@ -38,7 +38,6 @@ from tornado_worker.server.acceptor import Acceptor, LoadShare
 
 __all__ = ["HTTPServer"]
 
-# Seconds.
 _HANDSHAKE_TIMEOUT_S = 60.0
 # asyncio's own limit on the end of a TLS connection would cut off slow readers.
 _TLS_SHUTDOWN_TIMEOUT_S = 24 * 3600.0
@@ -170,7 +169,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # current one now.
             self._loop = IsolatedLoop(io_loop)
             self.turns.schedule = self._loop.call_soon
-            # What every write returns that need not wait; shared, for speed.
+            # One finished future, shared by all writes that need not wait.
             self.done: asyncio.Future[None] = self._loop.create_future()
             self.done.set_result(None)
         return self._loop
@@ -358,7 +357,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def abort_all(self) -> tuple[int, int]:
+    def cut_all(self) -> tuple[int, int]:
         """End every exchange now; return how many got a 503 and how many were cut."""
         self._cancel_handshakes()
         refused = aborted = 0

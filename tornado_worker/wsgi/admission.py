@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from tornado_worker.logs.guard import guarded
+from tornado_worker.logs.interfaces import Log
 from tornado_worker.wsgi.body import RequestBody
-from tornado_worker.wsgi.run import ApplicationRun, ErrorLog
+from tornado_worker.wsgi.run import ApplicationRun
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 __all__ = ["Admission"]
@@ -56,7 +57,7 @@ class Admission:
     def __init__(
         self,
         threads: Threads,
-        log: ErrorLog,
+        log: Log,
         *,
         waiting_max: int,
         uploads_max: int,
@@ -70,7 +71,7 @@ class Admission:
         # Requests whose body is still arriving, and that run or wait for a thread.
         self._uploads: set[Candidate] = set()
         self._uploads_max = uploads_max
-        # Those that are held back, in order, and when each was submitted: as in
+        # Requests held back, in order, with the time when each was submitted, as in
         # Threads.waiting.
         self._held: OrderedDict[Candidate, float] = OrderedDict()
         self._slow_s = slow_s

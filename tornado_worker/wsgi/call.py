@@ -21,7 +21,7 @@ from tornado_worker.logs.guard import guarded
 from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import MEMORY_MAX, ClientDisconnected, RequestBody, Spool
 from tornado_worker.wsgi.connections import WSGIConnection, wsgi_connection
-from tornado_worker.wsgi.output import File, Head, OutputQueue
+from tornado_worker.wsgi.output import OutputQueue, QueuedFile, QueuedHead
 from tornado_worker.wsgi.response_head import response_headers
 from tornado_worker.wsgi.run import ApplicationRun, RunOptions
 from tornado_worker.wsgi.threads import Mailbox, Threads
@@ -37,7 +37,7 @@ _BODY_GRACE_S = 0.05
 
 
 class Container(RunOptions, Protocol):
-    """What a call needs of its `WSGIContainer`."""
+    """The part of a `WSGIContainer` that its calls use."""
 
     #: Decides which request runs when.
     admission: Admission
@@ -258,11 +258,11 @@ class WSGICall(httputil.HTTPMessageDelegate):
                 left -= 1
                 item = items.popleft()
                 is_last = ended and not items and not output.close_after
-                if isinstance(item, Head):
+                if isinstance(item, QueuedHead):
                     self.status = item.start_line.code
                     size = len(item.block or b"")
                     future = connection.write_headers(*item)
-                elif isinstance(item, File):
+                elif isinstance(item, QueuedFile):
                     size = item.size
                     is_last = False  # it must stay open until it is sent
                     sending = connection.send_file(*item)

@@ -50,7 +50,7 @@ class PeerContext(Protocol):
 
 
 class RequestSource(Protocol):
-    """What an environ needs beside the head of the request."""
+    """The source of an environ, beside the head of the request."""
 
     @property
     def context(self) -> PeerContext:

@@ -23,12 +23,12 @@ import tornado.wsgi
 from tornado import httputil
 from tornado.log import access_log, app_log
 
+from tornado_worker.logs.interfaces import Log
 from tornado_worker.wsgi.admission import Admission
 from tornado_worker.wsgi.body import SPOOL_SIZE, Spool, spool_of_process
 from tornado_worker.wsgi.call import WSGICall
 from tornado_worker.wsgi.connections import wsgi_connection
 from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
-from tornado_worker.wsgi.run import ErrorLog
 from tornado_worker.wsgi.threads import Mailbox, Threads
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _Settings(NamedTuple):
     """Gunicorn's settings and logger, and those of the worker; see `use_settings`."""
 
     cfg: GunicornSettings | None
-    log: ErrorLog
+    log: Log
     max_body_size: int | None = None
     max_spool_size: int | None = None
     slow_s: float = 0.0
@@ -70,7 +70,7 @@ _containers: weakref.WeakSet[WSGIContainer] = weakref.WeakSet()
 
 def use_settings(
     cfg: GunicornSettings | None,
-    log: ErrorLog,
+    log: Log,
     max_body_size: int | None = None,
     *,
     max_spool_size: int | None = None,
@@ -178,7 +178,7 @@ class WSGIContainer(tornado.wsgi.WSGIContainer, httputil.HTTPServerConnectionDel
         cls,
         wsgi_application: WSGIApplication,
         cfg: GunicornSettings | None,
-        log: ErrorLog,
+        log: Log,
         max_body_size: int | None = None,
         *,
         max_spool_size: int | None = None,

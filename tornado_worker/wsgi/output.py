@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 from tornado_worker.wsgi.body import ClientDisconnected
 
-__all__ = ["UNSENT_MAX", "File", "Head", "OutputQueue"]
+__all__ = ["UNSENT_MAX", "OutputQueue", "QueuedFile", "QueuedHead"]
 
 # Bytes on their way to the client before the application's thread waits.
 UNSENT_MAX = 128 * 1024
@@ -23,7 +23,7 @@ UNSENT_MAX = 128 * 1024
 _UNSENT_BLOCKS_MAX = 1024
 
 
-class Head(NamedTuple):
+class QueuedHead(NamedTuple):
     """A queued head, with the first block if it is there already."""
 
     start_line: ResponseStartLine
@@ -31,7 +31,7 @@ class Head(NamedTuple):
     block: bytes | None
 
 
-class File(NamedTuple):
+class QueuedFile(NamedTuple):
     """A queued piece of a file."""
 
     file: IO[bytes]
@@ -71,7 +71,7 @@ class OutputQueue:
     )
 
     #: The thread puts items in, the loop takes them out. Made by `open`.
-    items: deque[Head | File | bytes]
+    items: deque[QueuedHead | QueuedFile | bytes]
 
     def __init__(self) -> None:
         # Written by the thread.

@@ -20,7 +20,7 @@ from tornado.httputil import HTTPOutputError, ResponseStartLine
 from tornado_worker.connection.fields import SpelledHeaders
 from tornado_worker.wsgi.body import ClientDisconnected
 from tornado_worker.wsgi.environ import FileWrapper
-from tornado_worker.wsgi.output import File, Head, OutputQueue
+from tornado_worker.wsgi.output import OutputQueue, QueuedFile, QueuedHead
 from tornado_worker.wsgi.response_head import parse_field, parse_head, response_headers
 from tornado_worker.wsgi.threads import Mailbox, Sender
 
@@ -135,7 +135,7 @@ class ResponseWriter:
         for name, value in headers:
             hints.put(*parse_field(name, value))
         start_line = ResponseStartLine("HTTP/1.1", 103, "Early Hints")
-        self.output.items.append(Head(start_line, hints, None))
+        self.output.items.append(QueuedHead(start_line, hints, None))
         self._signal()
         self.output.wait_if_full()
 
@@ -179,7 +179,7 @@ class ResponseWriter:
             headers = response_headers(self._options.server_name, fields)
             self._head_queued = True
             is_head = self._request.method == "HEAD"
-            output.items.append(Head(start_line, headers, None if is_head else body))
+            output.items.append(QueuedHead(start_line, headers, None if is_head else body))
         output.ended = True
         self._signal()
 
@@ -231,7 +231,7 @@ class ResponseWriter:
         if self._excess:
             headers["Connection"] = "close"
         self._head_queued = True
-        self.output.items.append(Head(self._start_line, headers, block))
+        self.output.items.append(QueuedHead(self._start_line, headers, block))
 
     def _end(self) -> None:
         """Note that the body is complete."""
@@ -294,7 +294,7 @@ class ResponseWriter:
             if not self._head_queued:
                 self._queue_head(None)
             output.queued += count
-            output.items.append(File(file, file.tell(), count))
+            output.items.append(QueuedFile(file, file.tell(), count))
             self._signal()
             # The file may be closed when this returns.
             if not output.wait_for_file():

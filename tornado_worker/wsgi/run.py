@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextvars
 import io
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from tornado import httputil
 
 from tornado_worker.forked import end_child, is_child
 from tornado_worker.logs.guard import guarded
+from tornado_worker.logs.interfaces import Log
 from tornado_worker.wsgi.body import ClientDisconnected, RequestBody
 from tornado_worker.wsgi.connections import WSGIConnection
 from tornado_worker.wsgi.environ import EnvironBuilder
@@ -22,23 +22,7 @@ from tornado_worker.wsgi.output import OutputQueue
 from tornado_worker.wsgi.response import ResponseOptions, ResponseWriter
 from tornado_worker.wsgi.threads import Mailbox, Sender
 
-__all__ = ["ApplicationRun", "ErrorLog", "RunOptions"]
-
-
-class ErrorLog(Protocol):
-    """Gunicorn's Logger, or one of `logging`. Its methods may raise: they are the user's."""
-
-    @property
-    def debug(self) -> Callable[..., object]:
-        """Log a format and its arguments."""
-
-    @property
-    def warning(self) -> Callable[..., object]:
-        """Log a format and its arguments."""
-
-    @property
-    def error(self) -> Callable[..., object]:
-        """Log a format and its arguments, with `exc_info`."""
+__all__ = ["ApplicationRun", "RunOptions"]
 
 
 class RunOptions(ResponseOptions, Protocol):
@@ -49,8 +33,8 @@ class RunOptions(ResponseOptions, Protocol):
         """The application."""
 
     environs: EnvironBuilder
-    #: Where errors of the application are logged.
-    log: ErrorLog
+    #: For errors of the application. Its methods may raise: they are the user's.
+    log: Log
 
 
 class ApplicationRun:

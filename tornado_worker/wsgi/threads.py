@@ -174,7 +174,7 @@ class _Crew:
 
 
 class Sender(Protocol):
-    """What a `Mailbox` tells the loop of."""
+    """The loop's side of a response, which a `Mailbox` calls."""
 
     def flush(self) -> None:
         """Take the items that the thread has left. Called on the loop; must not raise."""
