@@ -96,7 +96,9 @@ class Presence:
             if person.name != name:
                 person.name = name
                 self._change_own()
-        if not room.version:
+        if person is None or room.listeners == 1:
+            # The state of a room is not kept up to date while nobody listens here, and may
+            # have been made while this worker started, before it knew of the others.
             self._set_state(room)
 
     def leave(self, room: Room, user: str) -> None:
