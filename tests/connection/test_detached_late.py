@@ -57,7 +57,7 @@ def test_detaching_when_told_of_the_end_costs_the_others_nothing(serve: Serve, b
     for client in clients:
         client.send(GET)
     eventually(lambda: sum(message.finished for message in app.messages) == 3, "all have come")
-    assert sum(server.run(server.http.abort_all)) == 3
+    assert sum(server.run(server.http.cut_all)) == 3
     for client in clients:
         client.receive_all()
     eventually(lambda: not server.connections and not server.streams, "all are gone")

@@ -84,6 +84,6 @@ def test_end_of_a_server_closes_what_nobody_waits_for(serve: Serve) -> None:
     client = server.connect()
     client.send(GET)
     assert client.response().status == 200
-    assert server.run(server.http.abort_all) == (0, 0)
+    assert server.run(server.http.cut_all) == (0, 0)
     client.expect_close()
     eventually(lambda: not server.connections, "the connection is gone")
