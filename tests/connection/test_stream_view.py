@@ -6,6 +6,7 @@ here: each is in one of the tables, as what works or as what says why it does no
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import queue
 import socket
@@ -38,24 +39,29 @@ def public_names(*objects: Any) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
+def with_stream(look: Callable[[IOStream], set[str]]) -> set[str]:
+    """Return `look` of a stream of Tornado's, which needs a running loop."""
+
+    async def main() -> set[str]:
+        one, other = socket.socketpair()
+        with other:
+            stream = IOStream(one)
+            try:
+                return look(stream)
+            finally:
+                stream.close()
+
+    return asyncio.run(main())
+
+
 def stream_names() -> set[str]:
-    one, other = socket.socketpair()
-    stream = IOStream(one)
-    try:
-        return public_names(BaseIOStream, IOStream, SSLIOStream, stream)
-    finally:
-        stream.close()
-        other.close()
+    return with_stream(lambda stream: public_names(BaseIOStream, IOStream, SSLIOStream, stream))
 
 
 def connection_names() -> set[str]:
-    one, other = socket.socketpair()
-    stream = IOStream(one)
-    try:
-        return public_names(HTTP1Connection, HTTP1Connection(stream, is_client=False))
-    finally:
-        stream.close()
-        other.close()
+    return with_stream(
+        lambda stream: public_names(HTTP1Connection, HTTP1Connection(stream, is_client=False))
+    )
 
 
 # Each called with what is being looked at; returns True if it works as in Tornado.
