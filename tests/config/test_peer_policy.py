@@ -452,6 +452,13 @@ def test_incomplete_header_is_an_error() -> None:
         read_header(V2_IPV4[:20])
 
 
+def test_proxy_that_does_not_know_the_client_names_none() -> None:
+    header = V2_SIGNATURE + b"\x21\x00\x00\x00"  # PROXY, family and protocol unspecified
+    assert header_length(header + LAST, "v2") == len(header)
+    info = read_header(header)
+    assert (info["proxy_protocol"], info["client_addr"]) == ("UNSPEC", None)
+
+
 # -- through Gunicorn, native and WSGI -----------------------------------------
 
 MIXED = """
