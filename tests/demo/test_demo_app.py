@@ -989,7 +989,7 @@ def test_redis_that_dies_and_comes_back_loses_nothing(
 
     async def test() -> None:
         with contextlib.ExitStack() as redis:
-            url = redis.enter_context(run_redis(directory, port))
+            url = redis.enter_context(run_redis(directory, port, fsync="always"))
             server = await asyncio.to_thread(
                 start_chat, gunicorn, tmp_path / "data", env={"CHAT_REDIS_URL": url}, workers=1
             )
@@ -1015,7 +1015,7 @@ def test_redis_that_dies_and_comes_back_loses_nothing(
                 # A worker that starts meanwhile waits, and does not stop Gunicorn.
                 server.signal_worker(server.worker_pids()[0], signal.SIGKILL)
                 await asyncio.to_thread(server.wait_log, "waiting for the store")
-                redis.enter_context(run_redis(directory, port))
+                redis.enter_context(run_redis(directory, port, fsync="always"))
                 sent.append(await posting)
                 sent.append(await writer.post("after", "client-id-3"))
                 for client in others:

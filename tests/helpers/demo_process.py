@@ -110,10 +110,11 @@ def start_chat(
 
 
 @contextlib.contextmanager
-def run_redis(directory: Path, port: int = 0) -> Iterator[str]:
+def run_redis(directory: Path, port: int = 0, *, fsync: str = "everysec") -> Iterator[str]:
     """Run a Redis server with its files in `directory`; give its URL.
 
-    Killed in the end: what it had acknowledged must be in its files by then.
+    Killed in the end. With `fsync="always"` all that it had acknowledged is in its files
+    then; with "everysec" it may hold a write back for two seconds while it syncs.
     """
     program = need_program("redis-server")
     need_module("redis")
@@ -121,7 +122,7 @@ def run_redis(directory: Path, port: int = 0) -> Iterator[str]:
     with open(directory / "redis.log", "ab") as log:
         process = subprocess.Popen(
             [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-            + ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"],
+            + ["--save", "", "--appendonly", "yes", "--appendfsync", fsync],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
