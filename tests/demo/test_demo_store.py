@@ -199,8 +199,7 @@ def test_default_room_is_opened_however_many_there_are(open_store: OpenStore) ->
 
 
 def test_followers_see_all_messages_once_and_in_order(open_store: OpenStore) -> None:
-    async def follow(store: Store, count: int) -> list[str]:
-        cursor = await store.head()
+    async def follow(store: Store, cursor: str, count: int) -> list[str]:
         found: list[str] = []
         while len(found) < count:
             for message in await store.tail(cursor, 50, 5.0):
@@ -212,8 +211,12 @@ def test_followers_see_all_messages_once_and_in_order(open_store: OpenStore) -> 
     async def test() -> None:
         async with open_store() as one, open_store() as two, open_store() as three:
             stores = (one, two, three)
-            followers = [asyncio.create_task(follow(store, 300)) for store in stores]
-            await asyncio.sleep(0)
+            # Before the first message: a later head would be behind some of them.
+            heads = [await store.head() for store in stores]
+            followers = [
+                asyncio.create_task(follow(store, head, 300))
+                for store, head in zip(stores, heads, strict=True)
+            ]
             writers = [
                 asyncio.create_task(write(store, name, 100))
                 for store, name in zip(stores, ("ann", "bob", "cid"), strict=True)
