@@ -44,6 +44,24 @@ def test_loss_that_the_connection_is_told_of_reaches_the_stream(
     client.close()
 
 
+def test_stream_of_a_connection_that_closes_can_be_closed_too(serve: Serve, tls: TLSFiles) -> None:
+    """asyncio's transports over TLS are of no use after a second close()."""
+
+    def close_twice(message: Message) -> None:
+        message.conn.write_headers(OK, httputil.HTTPHeaders({"Content-Length": "4"}), b"half")
+        message.conn.stream.close()
+        stream = message.conn.detach()
+        stream.close()
+        assert not stream.writing()
+
+    options = {"ssl_options": tls.server_context(), "client_tls": tls.client_context()}
+    server = serve(Messages(on_finish=close_twice), **options)
+    client = server.connect()
+    client.send(GET)
+    assert client.receive_all().endswith(b"half")
+    eventually(lambda: not server.connections and not server.streams, "all are gone")
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_detaching_when_told_of_the_end_costs_the_others_nothing(serve: Serve, begun: bool) -> None:
     def wait(message: Message) -> None:

@@ -125,7 +125,9 @@ class IsolatedTransport:
         self.loop.run(self._transport.set_write_buffer_limits, high=high)
 
     def close(self) -> None:
-        self.loop.run(self._transport.close)
+        # Once: asyncio's transports over TLS forget their connection at a second close().
+        if not self._transport.is_closing():
+            self.loop.run(self._transport.close)
 
     def abort(self) -> None:
         self.loop.run(self._transport.abort)
@@ -136,10 +138,7 @@ class IsolatedTransport:
         return self._transport.get_extra_info(name)
 
     def get_write_buffer_size(self) -> int:
-        try:
-            size: int = self._transport.get_write_buffer_size()
-        except AttributeError:
-            return 0  # asyncio's over TLS, after a second close()
+        size: int = self._transport.get_write_buffer_size()
         return size
 
     def can_write_eof(self) -> bool:
