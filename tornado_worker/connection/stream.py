@@ -301,12 +301,11 @@ class TransportStream(IOStream):
     def writing(self) -> bool:
         return not self._closed and self._transport.get_write_buffer_size() > 0
 
-    def adopt_state(self, state: StreamState | None) -> None:
-        """Go on as what applications have made of the connection's stream before."""
-        if state is not None:
-            state.on_detached(self)
-            self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
-            self.max_write_buffer_size = state.max_write_buffer_size
+    def adopt_state(self, state: StreamState) -> None:
+        """Go on with the settings that applications made on the connection's stream before."""
+        state.on_detached(self)
+        self.max_buffer_size = state.max_buffer_size or self.max_buffer_size
+        self.max_write_buffer_size = state.max_write_buffer_size
 
     def call_aside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call `function` in a copy of the context of the request that detached the stream."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextvars
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
-
-from tornado.iostream import IOStream
+from typing import NamedTuple, Protocol
 
 from tornado_worker.connection.isolation import IsolatedLoop
 
@@ -21,6 +19,13 @@ __all__ = ["CloseCallback", "StreamState"]
 class CloseCallback(NamedTuple):
     function: Callable[[], None]
     context: contextvars.Context
+
+
+class DetachedStream(Protocol):
+    """The stream that `detach()` has made of a connection."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As of an `asyncio.Protocol`: the transport is gone."""
 
 
 class StreamState:
@@ -41,17 +46,17 @@ class StreamState:
     def __init__(self) -> None:
         self.close_callback: CloseCallback | None = None
         # Weak: with TLS the PieceReader keeps the connection, and this, as long as the stream.
-        self._detached: weakref.ref[IOStream] | None = None
+        self._detached: weakref.ref[DetachedStream] | None = None
         self.error: BaseException | None = None
         self.max_buffer_size: int | None = None
         self.max_write_buffer_size: int | None = None
 
     @property
-    def detached(self) -> IOStream | None:
+    def detached(self) -> DetachedStream | None:
         """The stream that `detach()` has made of the connection, while there is one."""
         return None if self._detached is None else self._detached()
 
-    def on_detached(self, stream: IOStream) -> None:
+    def on_detached(self, stream: DetachedStream) -> None:
         self.close_callback = None
         self._detached = weakref.ref(stream)
 

@@ -23,6 +23,8 @@ from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.sendfile import send_file
+from tornado_worker.connection.stream import TransportStream
+from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.stream_view import ConnectionView
 from tornado_worker.http1.interfaces import HTTP1Server
 from tornado_worker.http1.reader import MessageReader
@@ -55,7 +57,7 @@ class HTTP1Channel(Connection):
 
     server: HTTP1Server
 
-    __slots__ = ("_framing", "_reader", "draining", "exchange")
+    __slots__ = ("_eof", "_framing", "_reader", "draining", "exchange")
 
     def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
@@ -67,6 +69,8 @@ class HTTP1Channel(Connection):
         self._reader: MessageReader | None = None
         # How the body of the current response ends.
         self._framing = BY_LENGTH
+        # Whether the peer has ended its side.
+        self._eof = False
 
     # Channel: questions
 
@@ -225,9 +229,9 @@ class HTTP1Channel(Connection):
                 failed(self, exchange, status, data)
             else:
                 exchange.call_aside(failed, self, exchange, status, data)
+        self._reader = None
         if self.transport is None or self.phase.is_ending:
-            # The application has detached or closed it when it heard of the end.
-            self._reader = None
+            pass  # the application has detached or closed it when it heard of the end
         elif answered:
             # Half a response cannot be mended; the client must see that it is one.
             self.close_written()
@@ -256,16 +260,45 @@ class HTTP1Channel(Connection):
         if self.exchange not in (exchange, None) or self.phase is Phase.DETACHED:
             raise StreamClosedError()
         if self.transport is None:
-            stream = IOStream(socket.socket())
-            stream.close()
-            return stream
+            closed = IOStream(socket.socket())
+            closed.close()
+            return closed
         if self._framing == BY_CLOSE:
             self.reset_if_cut(False)  # where the body ends is the stream's to say
-        return self._hand_over(exchange, owner)
-
-    def _hand_over(self, exchange: RequestConnection, owner: Any) -> IOStream:
-        """Make a stream of the transport and of what was read ahead."""
-        raise NotImplementedError  # pragma: no cover (abstract)
+        if self._reads_pieces:
+            self.read_pieces(False)
+        reading_paused = self._inbox.is_paused
+        held = self._inbox.close()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            held = b"".join(reader.body) + held
+        self.exchange = None
+        self._enter(Phase.DETACHED)
+        transport, self.transport = self.transport, None
+        waiters, self._write_waiters = self._write_waiters, None
+        if self.stream_state is None:
+            self.stream_state = StreamState()  # where `connection_lost` finds the stream
+        observer = self.server.observer
+        stream_class = TransportStream if observer is None else observer.stream_class
+        stream = stream_class(
+            transport,
+            held,
+            reading_paused=reading_paused,
+            writing_paused=self._writing_paused,
+            max_buffer_size=self.server.max_buffer_size,
+            on_closed=self.server.on_stream_closed,
+            turns=self.server.turns,
+        )
+        stream.owner = owner
+        stream.adopt_state(self.stream_state)
+        stream.context = exchange.get_context()
+        stream.adopt_waiters(waiters)
+        if self._eof:
+            self.loop.call_soon(stream.eof_received)  # nobody else will say it again
+        if observer is not None:
+            observer.exchange_detached(exchange, stream, held)
+        self.server.on_detached(self, stream)
+        return stream
 
     # For the server
 

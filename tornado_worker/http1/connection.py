@@ -13,7 +13,6 @@ wait, unparsed, in the connection's `Inbox`.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +25,6 @@ from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.flow import PIECE_MAX, WRITE_SHARE
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
-from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.transport import hang_up
 from tornado_worker.http1.channel import RETRY_AFTER, HTTP1Channel
 from tornado_worker.http1.interfaces import HTTP1Server
@@ -50,7 +48,7 @@ class ServerConnection(HTTP1Channel):
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
     """
 
-    __slots__ = ("_eof", "_pieces", "_stream", "_turn", "_waits")
+    __slots__ = ("_pieces", "_turn", "_waits")
 
     def __init__(self, server: HTTP1Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
@@ -59,9 +57,6 @@ class ServerConnection(HTTP1Channel):
         # Whole pieces of a long body that came in one turn of the loop, and in which.
         self._pieces = 0
         self._turn = 0
-        self._eof = False
-        # The stream that has the transport now. Weak: it may refer to this connection.
-        self._stream: weakref.ref[TransportStream] | None = None
 
     # asyncio.Protocol
 
@@ -105,7 +100,7 @@ class ServerConnection(HTTP1Channel):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.phase is Phase.DETACHED:
             # The layers of TLS decide a turn earlier which protocol will hear of the loss.
-            stream = None if self._stream is None else self._stream()
+            stream = None if self.stream_state is None else self.stream_state.detached
             if stream is not None:
                 stream.connection_lost(exc)
             return
@@ -432,43 +427,6 @@ class ServerConnection(HTTP1Channel):
     def _end_unless_detached(self) -> None:
         if self.phase is not Phase.DETACHED:
             self._end_between_exchanges()
-
-    # For an exchange that takes the connection over
-
-    def _hand_over(self, exchange: RequestConnection, owner: Any) -> TransportStream:
-        if self._reads_pieces:
-            self.read_pieces(False)
-        reading_paused = self._inbox.is_paused
-        held = self._inbox.close()
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            held = b"".join(reader.body) + held
-        self.exchange = None
-        self._enter(Phase.DETACHED)
-        transport, self.transport = self.transport, None
-        waiters, self._write_waiters = self._write_waiters, None
-        observer = self.server.observer
-        stream_class = TransportStream if observer is None else observer.stream_class
-        stream = stream_class(
-            transport,
-            held,
-            reading_paused=reading_paused,
-            writing_paused=self._writing_paused,
-            max_buffer_size=self.server.max_buffer_size,
-            on_closed=self.server.on_stream_closed,
-            turns=self.server.turns,
-        )
-        stream.owner = owner
-        stream.adopt_state(self.stream_state)
-        stream.context = exchange.get_context()
-        stream.adopt_waiters(waiters)
-        self._stream = weakref.ref(stream)
-        if self._eof:
-            self.loop.call_soon(stream.eof_received)  # nobody else will say it again
-        if observer is not None:
-            observer.exchange_detached(exchange, stream, held)
-        self.server.on_detached(self, stream)
-        return stream
 
 
 def _has_succeeded(awaitable: Awaitable[None]) -> bool:
