@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_detaching_when_told_of_the_end_costs_the_others_nothing(serve: Serve, b
     for client in clients:
         client.receive_all()
     eventually(lambda: not server.connections and not server.streams, "all are gone")
+
+
+def test_closing_all_connections_does_not_wait_for_one_that_is_detached(serve: Serve) -> None:
+    app = Messages(on_finish=lambda message: None)
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    eventually(lambda: app.messages and app.messages[0].finished, "the request has come")
+
+    async def close_and_detach() -> None:
+        closing = asyncio.ensure_future(server.http.close_all_connections())
+        await asyncio.sleep(0)
+        app.messages[0].conn.detach().close()
+        await closing
+
+    server.run(close_and_detach)
+    eventually(lambda: not server.connections and not server.streams, "all are gone")
+    client.close()
 
 
 def test_writes_before_detach_that_never_leave_are_not_logged(serve: Serve) -> None:

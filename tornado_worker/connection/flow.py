@@ -129,6 +129,10 @@ class Connection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_exception(StreamClosedError(real_error=exc))
                 waiter.exception()  # mark it retrieved; asyncio logs it otherwise
+        self._release_closer()
+
+    def _release_closer(self) -> None:
+        """Let `close()` return: the connection is gone, or another object has the transport."""
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
 

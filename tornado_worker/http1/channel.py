@@ -274,6 +274,7 @@ class HTTP1Channel(Connection):
             held = b"".join(reader.body) + held
         self.exchange = None
         self._enter(Phase.DETACHED)
+        self._release_closer()
         transport, self.transport = self.transport, None
         waiters, self._write_waiters = self._write_waiters, None
         if self.stream_state is None:
