@@ -46,7 +46,7 @@ from tornado_worker.loading.preload import check_preloaded
 from tornado_worker.logs.error_log import ErrorLogHandler, error_log_of
 from tornado_worker.patches import apply as patches
 from tornado_worker.patches.autoreload import explain_autoreload
-from tornado_worker.reporting.access_log import make_observers
+from tornado_worker.reporting.composition import make_observers
 from tornado_worker.reporting.observers import Observers, RequestCounter
 from tornado_worker.server.server import HTTPServer
 from tornado_worker.wsgi import container as wsgi

@@ -26,8 +26,10 @@ from helpers.gunicorn_process import GunicornProcess
 from helpers.server_thread import Messages, Serve
 from helpers.waiting import eventually
 from tornado_worker.reporting import access_log as access
-from tornado_worker.reporting.access_log import AccessLog, make_observers
+from tornado_worker.reporting.access_log import AccessLog
 from tornado_worker.reporting.atoms import Atoms
+from tornado_worker.reporting.composition import make_observers
+from tornado_worker.reporting.environ_notes import EnvironNotes
 from tornado_worker.reporting.hook_views import RequestView, ResponseView
 from tornado_worker.reporting.observers import Observers
 from tornado_worker.reporting.traffic import FrameCounter
@@ -738,7 +740,7 @@ def test_nothing_listens_when_nothing_is_wanted() -> None:
 
 def test_atoms_are_those_of_gunicorn(tmp_path: Path) -> None:
     worker = Worker(accesslog=str(tmp_path / "log"))
-    observer = AccessLog(worker)
+    environ_of = EnvironNotes(worker.cfg).environ_of
     record = Record()
     request = RequestView(record)
     response = ResponseView(record, 200, 7)
@@ -748,14 +750,14 @@ def test_atoms_are_those_of_gunicorn(tmp_path: Path) -> None:
         worker.log.atoms(
             response,
             request,
-            observer._environ(record),
+            environ_of(record),
             datetime.timedelta(seconds=elapsed),
         )
     )
     record.observed = None
 
     def atoms() -> Atoms:
-        return Atoms(worker.log, observer._environ, None, record, 200, elapsed)
+        return Atoms(worker.log, environ_of, None, record, 200, elapsed)
 
     for name in expected:
         if name.lower() not in ("{wsgi.errors}e", "t") and "draining" not in name:
@@ -785,7 +787,7 @@ def test_bytes_are_the_same_with_and_without_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(accesslog=str(tmp_path / "log"))
-    observer = AccessLog(worker)
+    observer = AccessLog(worker, EnvironNotes(worker.cfg).environ_of)
     monkeypatch.setattr(access, "_seconds_since", lambda started: 0.5)
     observer.exchange_finished(Record())  # type: ignore[arg-type]
     seen: list[logging.LogRecord] = []
@@ -810,7 +812,7 @@ def test_format_that_fails_is_logged_and_harmless(tmp_path: Path) -> None:
     worker = Worker(
         accesslog=str(tmp_path / "log"), errorlog=str(tmp_path / "err"), access_log_format="%(s)d"
     )
-    AccessLog(worker).exchange_finished(Record())  # type: ignore[arg-type]
+    AccessLog(worker, EnvironNotes(worker.cfg).environ_of).exchange_finished(Record())  # type: ignore[arg-type]
     assert "TypeError" in (tmp_path / "err").read_text()
 
 

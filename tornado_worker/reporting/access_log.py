@@ -19,6 +19,7 @@ import logging
 import re
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -32,12 +33,11 @@ from tornado_worker.logs.failures import note_lost
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.atoms import Atoms
 from tornado_worker.reporting.hook_views import ExchangeFacts, ResponseView
-from tornado_worker.reporting.notes import EnvironNotes, Notes, notes_of, request_view
-from tornado_worker.reporting.request_hooks import CLIENT_CLOSED_REQUEST, RequestHooks
+from tornado_worker.reporting.notes import Notes, notes_of, request_view
+from tornado_worker.reporting.request_hooks import CLIENT_CLOSED_REQUEST
 from tornado_worker.reporting.traffic import ByteCounter, FrameCounter, ObservedStream
-from tornado_worker.wsgi.environ import EnvironBuilder, ErrorStream
 
-__all__ = ["AccessLog", "make_observers"]
+__all__ = ["AccessLog"]
 
 # Section 7.1.5 of RFC 6455: the connection was lost without a close frame.
 _ABNORMAL_CLOSURE = 1006
@@ -49,22 +49,14 @@ _CLOSED_SUFFIX = (
 )
 
 
-def make_observers(worker: Any) -> list[object]:
-    """Return the observers that Gunicorn's configuration asks for; maybe none."""
-    access_log = AccessLog(worker)
-    hooks = RequestHooks(worker, access_log._environ)
-    observers: list[object] = [access_log] if access_log.wanted else []
-    if hooks.wanted:
-        observers.append(hooks)
-    return [EnvironNotes(), *observers] if observers else []
-
-
 class AccessLog:
     """Tells Gunicorn's logger what happened. For the loop's thread."""
 
-    def __init__(self, worker: Any) -> None:
+    def __init__(self, worker: Any, environ_of: Callable[[ExchangeFacts], dict[str, Any]]) -> None:
+        """`environ_of(exchange)` returns the application's environ, or one like it."""
         cfg, log = worker.cfg, worker.log
         self._log = log
+        self._environ_of = environ_of
         logger_class = type(log)
         enabled = bool(getattr(log, "access_log_enabled", True))
         self._standard = _is_standard(logger_class)
@@ -77,14 +69,6 @@ class AccessLog:
         # Behind JSON nothing may follow.
         if "{websocket.close_code}e" not in self._format and self._format[-1:] not in ("}", "]"):
             self._closed_format += _CLOSED_SUFFIX
-        self._environs = EnvironBuilder(
-            threads=cfg.threads,
-            workers=cfg.workers,
-            root_path=cfg.root_path,
-            # The server's policy has dropped the fields that the peer may not send.
-            drop_underscores=False,
-            errors=ErrorStream(cfg),
-        )
         self.stream_class = ObservedStream
 
     @property
@@ -123,7 +107,7 @@ class AccessLog:
         if isinstance(incoming, FrameCounter) and isinstance(outgoing, FrameCounter):
             code = incoming.close_code or outgoing.close_code or _ABNORMAL_CLOSURE
             notes_of(exchange).environ = {
-                **self._environ(exchange),
+                **self._environ_of(exchange),
                 "websocket.close_code": str(code),
                 "websocket.received": str(incoming.payload),
                 "websocket.sent": str(outgoing.payload),
@@ -134,35 +118,6 @@ class AccessLog:
             self._write(exchange, exchange.status or outgoing.status or 200, seconds)
 
     # Inside
-
-    def _environ(self, exchange: ExchangeFacts) -> dict[str, Any]:
-        """Return the application's environ, or one like it if there is none."""
-        notes = notes_of(exchange)
-        if notes.environ is not None:
-            return notes.environ
-        context = exchange.context
-        address = context.address
-        try:
-            environ = self._environs.build(
-                exchange.start_line,
-                exchange.headers,
-                exchange,
-                address[0] if isinstance(address, tuple) else "",
-                context.protocol,
-            )
-        except ValueError:
-            # A target that does not begin with SCRIPT_NAME.
-            method, _, version = exchange.start_line
-            environ = {
-                "REQUEST_METHOD": method,
-                "PATH_INFO": exchange.raw_target,
-                "QUERY_STRING": "",
-                "SERVER_PROTOCOL": version,
-                "REMOTE_ADDR": address[0] if isinstance(address, tuple) else "",
-            }
-        environ["RAW_URI"] = exchange.raw_target
-        notes.environ = environ
-        return environ
 
     def _write(
         self, exchange: ExchangeFacts, status: int, seconds: float, message: str | None = None
@@ -176,7 +131,7 @@ class AccessLog:
                     return
                 notes = exchange.observed
                 environ = None if notes is None else notes.environ
-                atoms = Atoms(self._log, self._environ, environ, exchange, status, seconds)
+                atoms = Atoms(self._log, self._environ_of, environ, exchange, status, seconds)
                 message = message or self._format
                 if (handler := _plain_handler(log)) is not None:
                     # The same bytes without a LogRecord: 12 us less.
@@ -193,7 +148,7 @@ class AccessLog:
             elif message is None or getattr(self._log, "access_log_enabled", True):
                 request = request_view(exchange)
                 response = ResponseView(exchange, status, exchange.body_sent)
-                environ = self._environ(exchange) if self._needs_environ else {}
+                environ = self._environ_of(exchange) if self._needs_environ else {}
                 elapsed = datetime.timedelta(seconds=seconds)
                 self._log.access(response, request, environ, elapsed)
         except Exception:

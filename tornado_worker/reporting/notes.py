@@ -1,17 +1,16 @@
 """The notes that observers keep of an exchange, from one event to the next.
 
 They are on the exchange, as `observed`, so that they end with it. Knows the views for hooks
-and the events of an exchange.
+and the facts of an exchange.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView
 
-__all__ = ["EnvironNotes", "Notes", "notes_of", "request_view"]
+__all__ = ["Notes", "notes_of", "request_view"]
 
 
 class Notes:
@@ -38,12 +37,3 @@ def request_view(exchange: ExchangeFacts) -> RequestView:
     """Return the view that the hooks of this exchange have seen before, if one has."""
     notes: Notes | None = exchange.observed
     return RequestView(exchange) if notes is None or notes.request is None else notes.request
-
-
-class EnvironNotes:
-    """An observer that keeps a WSGI application's environ for the others."""
-
-    def exchange_noted(self, exchange: RequestConnection, note: object) -> None:
-        # The application may change it, and the access log tells of the changes.
-        assert isinstance(note, dict)
-        notes_of(exchange).environ = note

@@ -30,10 +30,10 @@ CLIENT_CLOSED_REQUEST = 499
 class RequestHooks:
     """An observer that calls the hooks that the user set. For the loop's thread."""
 
-    def __init__(self, worker: Any, environ: Callable[[ExchangeFacts], dict[str, Any]]) -> None:
-        """`environ(exchange)` returns the application's environ, or one like it."""
+    def __init__(self, worker: Any, environ_of: Callable[[ExchangeFacts], dict[str, Any]]) -> None:
+        """`environ_of(exchange)` returns the application's environ, or one like it."""
         self._worker = worker
-        self._environ = environ
+        self._environ_of = environ_of
         self._log = worker.log
         self._pre_request = _pre_request_hook(worker.cfg, worker.log)
         self._post_request = _hook(worker.cfg, "post_request")
@@ -83,7 +83,7 @@ class RequestHooks:
         request = request_view(exchange)
         response = ResponseView(exchange, status, exchange.body_sent)
         try:
-            self._post_request(self._worker, request, self._environ(exchange), response)
+            self._post_request(self._worker, request, self._environ_of(exchange), response)
         except Exception:
             # Broad: as for pre_request.
             guarded(self._log.exception, "Exception in post_request hook")
