@@ -44,12 +44,12 @@ from tornado_worker.loading.lifespan import RequestCallback
 from tornado_worker.loading.loader import ApplicationLoader
 from tornado_worker.loading.preload import check_preloaded
 from tornado_worker.logs.error_log import ErrorLogHandler, error_log_of
-from tornado_worker.patches import apply as patches
+from tornado_worker.patches.apply import When, apply_changes
 from tornado_worker.patches.autoreload import explain_autoreload
 from tornado_worker.reporting.composition import make_observers
 from tornado_worker.reporting.observers import Observers, RequestCounter
 from tornado_worker.server.server import HTTPServer
-from tornado_worker.wsgi import container as wsgi
+from tornado_worker.wsgi.container import WSGIContainer, use_settings
 from tornado_worker.wsgi.threads import Mailbox
 
 __all__ = ["TornadoWorker"]
@@ -94,7 +94,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
     def setup(cls) -> None:
         """Prepare the arbiter for this class; Gunicorn calls it before it loads anything."""
         check_worker_class(cls)
-        patches.apply(patches.When.ARBITER, TornadoWorker)
+        apply_changes(When.ARBITER, TornadoWorker)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -206,16 +206,16 @@ class TornadoWorker(Worker):  # type: ignore[misc]
         self._loop.add_reader(self.PIPE[0], self._on_wakeup)
         error_log = ErrorLogHandler(error_log_of(self.log))
         error_log.attach()
-        patches.apply(patches.When.WORKER, self, self.cfg)
+        apply_changes(When.WORKER, self, self.cfg)
         args = wsgi_arguments(self.SERVER_OPTIONS, self.SLOW_HANDLER)
-        wsgi.use_settings(self.cfg, self.log, **args)
+        use_settings(self.cfg, self.log, **args)
         self._calls.soon(self._heartbeat.watch_arbiter_while_loading)
         self._loader = ApplicationLoader(
             self.app,
             self.log,
             self._runner,
             self._life,
-            wrap_wsgi=lambda app: wsgi.WSGIContainer.from_config(app, self.cfg, self.log, **args),
+            wrap_wsgi=lambda app: WSGIContainer.from_config(app, self.cfg, self.log, **args),
             shows_syntax_errors=self.cfg.reload,
             reloader=self.reloader,
             worker_class=type(self),
@@ -227,7 +227,7 @@ class TornadoWorker(Worker):  # type: ignore[misc]
 
     def _on_loaded(self, app: RequestCallback) -> None:
         self.server = server = _Server(app, **server_arguments(self.cfg, self.SERVER_OPTIONS))
-        if isinstance(app, wsgi.WSGIContainer) and not server.xheaders:
+        if isinstance(app, WSGIContainer) and not server.xheaders:
             # As Tornado's method does. Agents wrap that one and the WSGI application:
             # each request would be two transactions.
             server.start_request = app.start_request  # type: ignore[method-assign]
@@ -344,4 +344,4 @@ class _Server(HTTPServer):
 
 # Also here: `--check-config` loads the application without asking for the
 # worker class, and reaches this package only if the configuration imports it.
-patches.apply(patches.When.IMPORT, TornadoWorker)
+apply_changes(When.IMPORT, TornadoWorker)

@@ -21,7 +21,7 @@ from tornado_worker.patches.speedups import take_shortcuts
 from tornado_worker.patches.subprocesses import watch_subprocesses
 from tornado_worker.patches.websocket_defaults import limit_messages, ping_by_default
 
-__all__ = ["CHANGES", "Change", "When", "apply"]
+__all__ = ["CHANGES", "Change", "When", "apply_changes"]
 
 
 class When(enum.Enum):
@@ -107,7 +107,7 @@ CHANGES = (
 )
 
 
-def apply(when: When, worker_class: Any, cfg: Any = None) -> None:
+def apply_changes(when: When, worker_class: Any, cfg: Any = None) -> None:
     """Make the changes of one moment. `worker_class` may also be a worker; repeating is safe."""
     for change in CHANGES:
         if change.when is when:
