@@ -19,8 +19,9 @@ from gunicorn.workers.base import Worker
 
 # `versions` first: the others import names that an unsupported version may not have.
 from tornado_worker import forked
-from tornado_worker.config import versions  # noqa: F401
+from tornado_worker.config import versions
 from tornado_worker.config.known_settings import check_settings
+from tornado_worker.config.options import class_name
 from tornado_worker.config.server_arguments import loop_factory, server_arguments, wsgi_arguments
 from tornado_worker.config.worker_class import check_worker, check_worker_class
 from tornado_worker.connection.exchange import RequestConnection
@@ -218,9 +219,9 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             wrap_wsgi=lambda app: WSGIContainer.from_config(app, self.cfg, self.log, **args),
             shows_syntax_errors=self.cfg.reload,
             reloader=self.reloader,
-            worker_class=type(self),
         )
         self._loader.load(self._on_loaded, lambda e: self._departure.on_application_ended(e))
+        self._say_what_is_served()
         self.wsgi = self._loader.loaded
         error_log.yield_to_user()
         explain_autoreload(self.cfg, self.log)
@@ -244,6 +245,16 @@ class TornadoWorker(Worker):  # type: ignore[misc]
             replacement=self._replacement,
             graceful_timeout=lambda: self.cfg.graceful_timeout,
             stop_application=self._loader.lifespan.stop,
+        )
+
+    def _say_what_is_served(self) -> None:
+        subclass = type(self)
+        self.log.info(
+            "%s on %s, HTTP/1: %s%s",
+            versions.package_of(TornadoWorker),
+            versions.package_of(type(self._loop)),
+            self._loader.description,
+            "" if subclass is TornadoWorker else f" (worker class {class_name(subclass)})",
         )
 
     # -- serving -------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Refuse a Python, Gunicorn or Tornado that this package does not support.
+"""Refuse a Python, Gunicorn or Tornado that this package does not support; name versions.
 
-Imported for that effect, before anything that needs those versions: what a
+Imported to refuse them, before anything that needs those versions: what a
 user reads is then one sentence at boot, not an AttributeError from the middle
 of a module. May import only what every version has.
 """
@@ -13,7 +13,7 @@ import sys
 import gunicorn
 import tornado
 
-__all__ = ["check"]
+__all__ = ["check", "package_of"]
 
 # As in setup.cfg: the first version supported, and the first that is not.
 _PYTHON = (3, 11)
@@ -36,6 +36,12 @@ def check() -> None:
                 f"tornado_worker needs {name} >= {_dotted(first)}, < {_dotted(end)};"
                 f" version {version} is installed"
             )
+
+
+def package_of(cls: type) -> str:
+    """Return the name of the package that `cls` comes from, and its version if it has one."""
+    name = cls.__module__.partition(".")[0]
+    return f"{name} {getattr(sys.modules[name], '__version__', '')}".rstrip()
 
 
 def _numbers(version: str) -> tuple[int, ...]:

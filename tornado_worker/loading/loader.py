@@ -19,9 +19,7 @@ from typing import Any, Protocol
 from gunicorn import util
 from gunicorn.arbiter import Arbiter
 
-import tornado_worker
 from tornado_worker import forked
-from tornado_worker.config.options import class_name
 from tornado_worker.loading.current_loop import CurrentLoop
 from tornado_worker.loading.foreign_patches import check_patches, explain_nest_asyncio
 from tornado_worker.loading.gunicorn_loader import BOOT_FAILURES, name_of, preimport
@@ -53,12 +51,11 @@ class ApplicationLoader:
         wrap_wsgi: Callable[[Any], RequestCallback],
         shows_syntax_errors: bool,
         reloader: Any,
-        worker_class: type,
     ) -> None:
         """`app` is a BaseApplication; `wrap_wsgi` adapts the WSGI callable that it may load.
 
         With `shows_syntax_errors` a page tells of one, and `reloader`, Gunicorn's, watches the
-        file that has it. `worker_class` is for the log.
+        file that has it.
         """
         self.name = name_of(app)
         self.lifespan = Lifespan(self.name, wrap_wsgi)
@@ -71,9 +68,14 @@ class ApplicationLoader:
         self._wrap_wsgi = wrap_wsgi
         self._shows_syntax_errors = shows_syntax_errors
         self._reloader = reloader
-        self._worker_class = worker_class
         self._shows_failure = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def description(self) -> str:
+        """What `load` has loaded, for the log: its kind and its name."""
+        kind = "failure page of" if self._shows_failure else self.lifespan.kind
+        return f"{kind} {self.name}"
 
     def load(
         self,
@@ -136,14 +138,6 @@ class ApplicationLoader:
                 explain_nest_asyncio(error)
                 raise
         self._check_patches()
-        self._log.info(
-            "tornado_worker %s on %s, HTTP/1: %s %s%s",
-            tornado_worker.__version__,
-            _loop_name(self._runner.get_loop()),
-            "failure page of" if self._shows_failure else self.lifespan.kind,
-            self.name,
-            self._by_subclass(),
-        )
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         # Not in the runner's own context, which lacks the variables that modules have set.
@@ -169,12 +163,6 @@ class ApplicationLoader:
             check_patches()
         except RuntimeError as error:
             raise ApplicationError(str(error)) from None
-
-    def _by_subclass(self) -> str:
-        cls = self._worker_class
-        if cls.__module__.partition(".")[0] == "tornado_worker":
-            return ""
-        return f" (worker class {class_name(cls)})"
 
     async def _start(
         self,
@@ -203,9 +191,3 @@ class ApplicationLoader:
         with io.StringIO() as text:
             traceback.print_exception(error, file=text)
             return util.make_fail_app(text.getvalue())
-
-
-def _loop_name(loop: asyncio.AbstractEventLoop) -> str:
-    package = type(loop).__module__.partition(".")[0]
-    version = getattr(sys.modules[package], "__version__", "")
-    return f"{package} {version}".rstrip()
