@@ -186,8 +186,7 @@ def test_input_is_forgotten_after_a_delegate_that_failed_and_asks_to_wait(
 
 def test_turns_are_shared_in_order() -> None:
     scheduled: list[Callable[[], None]] = []
-    turns = Turns()
-    turns.schedule = scheduled.append
+    turns = Turns(scheduled.append)
     order: list[str] = []
 
     class Waiting:
@@ -213,8 +212,7 @@ def test_turns_are_shared_in_order() -> None:
 
 def test_one_that_fails_does_not_hold_up_the_others() -> None:
     scheduled: list[Callable[[], None]] = []
-    turns = Turns()
-    turns.schedule = scheduled.append
+    turns = Turns(scheduled.append)
     went_on = []
 
     class Failing:
@@ -272,8 +270,7 @@ def answer(sock: socket.socket) -> bytes:
 
 def test_they_go_on_in_order_and_a_few_in_a_turn() -> None:
     scheduled: list[Callable[[], None]] = []
-    turns = Turns()
-    turns.schedule = scheduled.append
+    turns = Turns(scheduled.append)
     calls: list[int] = []
     for number in range(10):
         turns.wait(lambda number=number: calls.append(number))  # type: ignore[misc]
@@ -291,8 +288,7 @@ def test_they_go_on_in_order_and_a_few_in_a_turn() -> None:
 
 def test_who_waits_again_meanwhile_comes_last() -> None:
     scheduled: list[Callable[[], None]] = []
-    turns = Turns()
-    turns.schedule = scheduled.append
+    turns = Turns(scheduled.append)
     calls: list[str] = []
 
     def again() -> None:

@@ -25,10 +25,9 @@ _SHARE_S = 0.002
 class Turns:
     """Lets those that wait go on, a few in each turn, in the order in which they came."""
 
-    #: Calls a function in the loop's next turn; for the server to set.
-    schedule: Callable[[Callable[[], None]], Any]
-
-    def __init__(self) -> None:
+    def __init__(self, schedule: Callable[[Callable[[], None]], Any]) -> None:
+        """`schedule(function)` has the loop call `function` in its next turn."""
+        self._call_next_turn = schedule
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
         self._number = 0
@@ -51,7 +50,7 @@ class Turns:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.schedule(self._begin)
+            self._call_next_turn(self._begin)
 
     def _begin(self) -> None:
         self._scheduled = False

@@ -140,7 +140,6 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._half_open = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
-        self.turns = Turns()
         self._loop: IsolatedLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._tls_errors = CountedLine(gen_log.warning)
@@ -168,7 +167,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # As in Tornado, what requests find in their context is what is in the
             # current one now.
             self._loop = IsolatedLoop(io_loop)
-            self.turns.schedule = self._loop.call_soon
+            self.turns = Turns(self._loop.call_soon)
             # One finished future, shared by all writes that need not wait.
             self.done: asyncio.Future[None] = self._loop.create_future()
             self.done.set_result(None)
