@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
+from tornado.log import app_log
+from tornado.testing import ExpectLog
 
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.reporting.observers import Observers, RequestCounter
@@ -45,6 +48,19 @@ def test_events_go_to_all_that_have_a_method_for_them_in_order() -> None:
         (first, "failed", CONNECTION, None, 400, b"GET"),
         (second, "failed", CONNECTION, None, 400, b"GET"),
     ]
+
+
+def test_observer_that_raises_keeps_no_event_from_the_others() -> None:
+    class Failing:
+        def exchange_started(self, exchange: Any) -> None:
+            raise ValueError("a bug")
+
+    heard: list[tuple[Any, ...]] = []
+    first, last = Listener(heard), Listener(heard)
+    observers = Observers(first, Failing(), last)
+    with ExpectLog(app_log, "Exception in an observer$", level=logging.ERROR):
+        observers.exchange_started(EXCHANGE)
+    assert heard == [(first, "started", EXCHANGE), (last, "started", EXCHANGE)]
 
 
 def test_misspelt_event_is_an_error_that_names_it() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tornado.log import app_log
+
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.observer import ExchangeObserver
 from tornado_worker.connection.stream import TransportStream
+from tornado_worker.logs.guard import guarded
 
 __all__ = ["Observers", "RequestCounter"]
 
@@ -22,8 +25,9 @@ class Observers:
     """An `ExchangeObserver` made of others, each with the methods that it has a use for.
 
     Each event goes to those that have a method for it, in order, and to a single one without
-    a detour. One at most has a `stream_class`. Raises TypeError for a method that is called
-    like an event and is none.
+    a detour. None should raise, as `ExchangeObserver` says; if one of several does, that is
+    logged, and the later ones hear of the event all the same. One at most has a
+    `stream_class`. Raises TypeError for a method that is called like an event and is none.
     """
 
     stream_class: type[TransportStream]
@@ -62,7 +66,11 @@ def _together(methods: list[Callable[..., None]]) -> Callable[..., None]:
 
     def call_all(*args: Any) -> None:
         for method in methods:
-            method(*args)
+            try:
+                method(*args)
+            except Exception:
+                # Broad: a report that is lost must not cost another one, nor the request.
+                guarded(app_log.error, "Exception in an observer", exc_info=True)
 
     return call_all if methods else _ignore
 
