@@ -573,7 +573,7 @@ class ServerThread:
             if self._error is None:
                 eventually(lambda: not self.connections, "no connection is left")
                 eventually(lambda: not self.streams, "no detached stream is left")
-                eventually(lambda: not self.http._accepting, "no handshake is left")
+                eventually(lambda: not self.http._establish_tasks, "no handshake is left")
                 eventually(lambda: not self.tasks(), "no task is left")
         finally:
             self.loop.call_soon_threadsafe(self._stop.set)

@@ -54,14 +54,14 @@ class WSGIServer(ServerThread):
         self._started.set()
         await self._stop.wait()
         self.http.stop()
-        self.http._accepting = ()
+        self.http._establish_tasks = ()
 
     def tasks(self) -> set[Any]:
         return {t for t in super().tasks() if t.get_coro().__qualname__ != "WSGIServer._main"}
 
     def close(self) -> None:
-        if not hasattr(self.http, "_accepting"):
-            self.http._accepting = self.http._streams = ()  # the stock server's are not known
+        if not hasattr(self.http, "_establish_tasks"):
+            self.http._establish_tasks = self.http._streams = ()  # the stock server's are not known
         try:
             super().close()
             eventually(lambda: not self.container.running(), "no view runs")

@@ -303,7 +303,7 @@ def test_client_that_distrusts_the_certificate_is_one_log_line(serve: Serve, tls
     made = serve(HELLO, ssl_options=tls.server_context(), client_tls=context)
     with pytest.raises(ssl.SSLCertVerificationError):
         made.connect()
-    eventually(lambda: not made.connections and not made.http._accepting)
+    eventually(lambda: not made.connections and not made.http._establish_tasks)
     serve.logs.expect(r"re:WARNING tornado.general: SSL Error on \d+ \('127.0.0.1', \d+\): .*")
 
 
@@ -452,3 +452,37 @@ def test_close_all_connections_ends_handshakes(serve: Serve, tls_options: dict[s
     made.run(made.http.close_all_connections)
     assert client.receive_all() == b""
     eventually(lambda: made.http.connection_count() == 0)
+
+
+# -- timeouts --------------------------------------------------------------------
+
+
+def test_connection_whose_end_fails_holds_up_no_other(serve: Serve) -> None:
+    class Failing:
+        """Raises at one connection's end, whenever that is tried."""
+
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        def exchange_failed(self, conn: Any, exchange: Any, status: int, data: bytes) -> None:
+            self.heard.append(conn)
+            if conn is self.heard[0]:
+                raise ValueError("a bug")
+
+    made = serve(HELLO, header_timeout=0.2)
+    made.http.observer = observer = Failing()  # type: ignore[assignment]
+    clients = [made.connect() for _ in range(5)]
+
+    def send() -> None:  # on the loop: all are overdue at once
+        for client in clients:
+            client.send(b"GET / HTTP/1.1\r\n")
+
+    made.run(send)
+    eventually(lambda: len(set(observer.heard)) == 5, "all are to be ended")
+    for client in clients:
+        client.close()
+    eventually(lambda: not made.connections)
+    serve.logs.expect_only(
+        r"re:INFO tornado.general: Timeout reading header from .*",
+        "ERROR tornado.application: Exception while ending a connection [ValueError: a bug]",
+    )

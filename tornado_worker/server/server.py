@@ -136,8 +136,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         self._connections: set[ServedConnection] = set()  # type: ignore[assignment]
         self._streams: set[TransportStream] = set()
         # Tasks that make connections of accepted sockets.
-        self._accepting: dict[asyncio.Task[None], ServedConnection] = {}
-        self._half_open = 0  # accepted, and not in _connections yet
+        self._establish_tasks: dict[asyncio.Task[None], ServedConnection] = {}
+        self._unmade_count = 0  # accepted, and not in _connections yet
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._draining = False
         self._loop: IsolatedLoop | None = None
@@ -175,7 +175,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def connection_count(self) -> int:
         """Return how many connections are open: in a handshake, HTTP, and detached."""
-        return self._half_open + len(self._connections) + len(self._streams)
+        return self._unmade_count + len(self._connections) + len(self._streams)
 
     def exchanges(self) -> list[RequestConnection]:
         """Return the exchanges that are not over."""
@@ -190,10 +190,10 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def _on_accepted(self, sock: socket.socket, address: Any, server_address: Any) -> None:
         assert self._loop is not None
-        self._half_open += 1
+        self._unmade_count += 1
         conn = self._connection_class(self, self._loop, (address, server_address))
         task = self._loop.create_task(self._establish(self._loop, sock, conn, address))
-        self._accepting[task] = conn
+        self._establish_tasks[task] = conn
         self._loop.add_done_callback(task, self._on_established)
 
     async def _establish(
@@ -222,7 +222,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 elif isinstance(e, OSError):
                     gen_log.info("connection from %s failed: %s", address, e)
                 sock.close()
-                self._half_open -= 1
+                self._unmade_count -= 1
                 self._acceptor.room_made()
                 # asyncio's frames and the error refer to each other, and keep
                 # 260 KB of a failed handshake until the next full collection.
@@ -232,7 +232,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 raise
 
     def _on_established(self, task: asyncio.Task[None]) -> None:
-        del self._accepting[task]
+        del self._establish_tasks[task]
         self._check_drained()
         if not task.cancelled():
             task.result()
@@ -251,7 +251,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         )
 
     def on_connection_made(self, conn: ServedConnection) -> None:
-        self._half_open -= 1
+        self._unmade_count -= 1
         self._connections.add(conn)
         if self._draining:
             conn.begin_drain()
@@ -301,7 +301,11 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         for conn in self._connections.intersection(suspects):
             end = conn.sweep(now)
             if end is not None:
-                end()
+                try:
+                    end()
+                except Exception:
+                    # Broad: an observer's, for example. The others are due as well.
+                    guarded(app_log.error, "Exception while ending a connection", exc_info=True)
 
     async def close_all_connections(self) -> None:
         """Close all open connections at once and wait until they are gone.
@@ -333,24 +337,26 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             # The next sweep would find those that were used just now, but up to a second later.
             grace = self.timeouts.drain_grace
             self._loop.call_later(grace + 0.01, self._end_overdue, self._loop)
-            if self._accepting:
+            if self._establish_tasks:
                 # No request can be on its way in a handshake that stalls.
                 self._loop.call_later(grace, self._cancel_handshakes)
 
     def _cancel_handshakes(self) -> None:
-        for task, conn in list(self._accepting.items()):
+        for task, conn in list(self._establish_tasks.items()):
             if not conn.was_made:  # else it is one of _connections; uvloop would lose it
                 task.cancel()
 
     async def drained(self) -> None:
         """Return when no connection is left, HTTP or detached."""
-        if self._connections or self._streams or self._accepting:
+        if self._connections or self._streams or self._establish_tasks:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drain_waiters.append(waiter)
             await waiter
 
     def _check_drained(self) -> None:
-        if self._drain_waiters and not (self._connections or self._streams or self._accepting):
+        if self._drain_waiters and not (
+            self._connections or self._streams or self._establish_tasks
+        ):
             waiters, self._drain_waiters = self._drain_waiters, []
             for waiter in waiters:
                 if not waiter.done():
