@@ -16,16 +16,16 @@ __all__ = ["ACCEPTING", "BEFORE_SERVING", "Life", "State"]
 
 
 class State(enum.IntEnum):
-    """The states of a worker. The numbers are those in the table of siblings."""
+    """The states of a worker, in the order of its life. The table of siblings has the numbers."""
 
     FREE = 0  #: no worker: the row is the arbiter's
     BOOTING = 1  #: made by the arbiter, or just forked
-    LOADING = 6  #: importing the application, entering its context managers
-    STARTING = 7  #: loaded, and about to accept connections
-    SERVING = 2  #: accepting connections
+    LOADING = 2  #: importing the application, entering its context managers
+    STARTING = 3  #: loaded, and about to accept connections
+    SERVING = 4  #: accepting connections
     HANDING_OVER = 5  #: accepting until the workers of a reload do
-    RETIRING = 3  #: its replacement accepts; the arbiter is about to count it out
-    DRAINING = 4  #: accepting nothing more, finishing what is in flight
+    RETIRING = 6  #: its replacement accepts; the arbiter is about to count it out
+    DRAINING = 7  #: accepting nothing more, finishing what is in flight
     HURRYING = 8  #: cutting what is in flight
     GONE = 9  #: the loop has ended; only threads may keep the process. Not in the table
 
