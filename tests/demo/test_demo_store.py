@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from demo_app import peers, sqlite_store
+from demo_app import peers, sqlite_database, sqlite_store
 from demo_app.sqlite_store import SqliteStore
 from demo_app.store import (
     Conflict,
@@ -659,7 +659,7 @@ def test_failed_transaction_reaches_the_poster_and_stores_nothing(
 def test_database_locked_before_it_has_tables_is_unavailable_and_opened_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT_S", 0.1)
 
     async def test() -> None:
         store = SqliteStore(tmp_path / "chat.db")
