@@ -78,7 +78,10 @@ SETTINGS: dict[str, Known] = {
         max_requests="counts requests, on kept-alive connections too; a WebSocket counts once",
         max_requests_jitter="",
         timeout="a loop that does not turn for so long is stuck, and the worker is killed",
-        graceful_timeout="what is in flight may take so long: [long-lived.md](long-lived.md)",
+        graceful_timeout=(
+            "how long requests in flight may take when a worker leaves:"
+            " [long-lived.md](long-lived.md)"
+        ),
         keepalive="seconds a connection may wait for another request; 0 closes after each response",
         limit_request_line="0: one megabyte",
         limit_request_fields="0: 32768",
@@ -103,7 +106,7 @@ SETTINGS: dict[str, Known] = {
         post_worker_init="after the application is loaded, before the first connection",
         worker_int="",
         worker_abort="",
-        pre_request="what it does to `req.headers` reaches the application",
+        pre_request="its changes to `req.headers` reach the application",
         post_request="with a status of 499 if the client left before the answer began",
         ssl_context="",
         keyfile="",

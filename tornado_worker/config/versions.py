@@ -1,8 +1,8 @@
 """Refuse a Python, Gunicorn or Tornado that this package does not support; name versions.
 
-Imported to refuse them, before anything that needs those versions: what a
-user reads is then one sentence at boot, not an AttributeError from the middle
-of a module. May import only what every version has.
+Imported to refuse them, before anything that needs a newer version: so a user reads
+one sentence at boot, not an AttributeError from the middle of a module. May import only names
+that every version has.
 """
 
 from __future__ import annotations

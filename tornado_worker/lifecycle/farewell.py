@@ -18,7 +18,8 @@ from tornado_worker.lifecycle.loop_calls import LoopCalls
 
 __all__ = ["Farewell"]
 
-# At the shortest between two groups (seconds): one by one a few, in groups many.
+# The shortest time between two groups (seconds). Few WebSockets are closed one by one, many
+# in groups.
 _STEP_S = 0.01
 
 
@@ -50,9 +51,9 @@ class Farewell:
             self._calls.loop.call_later(_STEP_S, self._close_next, waiting, size)
 
     def exchange_detached(self, exchange: object, stream: TransportStream, data: bytes) -> None:
-        """Of a server that tells of it: close a WebSocket that is opened during the drain."""
+        """Close a WebSocket that is opened during the drain. An `ExchangeObserver`'s method."""
         if draining.is_set():
-            # Once its open() has been called.
+            # Not before its open() has been called.
             self._calls.soon(self._close, stream)
 
     def _close(self, stream: TransportStream) -> None:
@@ -62,5 +63,5 @@ class Farewell:
             try:
                 stream.call_aside(handler.close, self._code, self._reason)
             except Exception:
-                # An application's own close(): the other WebSockets come first.
+                # An application's own close(): the other WebSockets must be closed all the same.
                 app_log.error("Exception while closing a WebSocket", exc_info=True)

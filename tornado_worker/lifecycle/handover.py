@@ -67,7 +67,7 @@ class Handover:
         """Tell whether a TERM that has just come means: serve on until others do."""
         row, siblings = self._row, self._row.siblings
         if self._life.state is State.HANDING_OVER:
-            return True  # the arbiter repeats TERM; `_poll` notices a real stop
+            return True  # the arbiter repeats TERM; `_poll` notices a stop of Gunicorn
         if self._life.state is not State.SERVING or siblings.stopping:
             return False
         booting, _ = siblings.newer(row)
@@ -116,7 +116,7 @@ def status_after_failure(life: Life, row: Row | None, log: Log, ppid: int, statu
         return status
     siblings = row.siblings
     if life.told_to_leave or siblings.stopping:
-        return 1  # told to leave meanwhile: nobody waits for it to load
+        return 1  # told to leave meanwhile: its loading does not matter any more
     others = siblings.accepting_others(row)
     if not others:
         return status

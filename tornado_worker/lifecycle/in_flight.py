@@ -19,7 +19,7 @@ __all__ = ["Counts", "count", "describe"]
 
 
 class Counts(NamedTuple):
-    """`views` are those in threads, also of requests whose client is gone."""
+    """`views` are WSGI's, in threads; those of requests whose client is gone count too."""
 
     requests: int
     websockets: int

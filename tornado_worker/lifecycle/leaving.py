@@ -57,7 +57,7 @@ class Departure:
     ) -> None:
         """`spread_s()`: seconds over which WebSockets are closed, at most half of the time left.
 
-        It and `graceful_timeout()` are asked when they count, for hooks may set them.
+        It and `graceful_timeout()` are called when the drain begins, for hooks may set them.
 
         `stop_application()` leaves the application's context managers, and raises what their
         exits raise.

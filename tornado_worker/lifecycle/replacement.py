@@ -37,9 +37,9 @@ class Replacement:
     ) -> None:
         """`drain(why)` is called when the time has come.
 
-        Other workers get `timeout_s()` seconds to accept connections: asked when it counts, for
-        hooks may set it. `requests()` returns how many have been served. Without a row there is
-        nobody to wait for.
+        Other workers get `timeout_s()` seconds to accept connections. It is called when that
+        time begins, for hooks may set it. `requests()` returns how many have been served. Without a
+        row the worker waits for no other.
         """
         self._life = life
         self._row = row

@@ -1,7 +1,7 @@
 """The arbiter's side of its workers: their rows, and which one it retires first.
 
 In the arbiter, before it forks; a worker has a copy, and uses its own row only. Without
-shared memory nobody has a row, and workers get on without.
+shared memory there are no rows, and workers do without them.
 """
 
 from __future__ import annotations

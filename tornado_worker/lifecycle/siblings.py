@@ -167,8 +167,8 @@ class Siblings:
     def announce(self, change: int, valid_s: float) -> None:
         """Note that the arbiter is about to get a request for one worker more (1) or less (-1).
 
-        One that it has not heeded after `valid_s` seconds is lost: a change after that is
-        an operator's doing.
+        A request not heeded after `valid_s` seconds counts as lost: a later change is an
+        operator's.
         """
         until = _milliseconds() + int(valid_s * 1000)
         self._fields[_ADDING if change > 0 else _REMOVING] = until
@@ -198,7 +198,7 @@ class Siblings:
     def serving_others(self, row: Row) -> int:
         """Return how many workers accept connections, not counting that of `row`.
 
-        Workers that only wait for those of a reload do not count either.
+        A worker that only waits for the workers of a reload does not count either.
         """
         fields = self._fields
         return sum(
@@ -240,7 +240,7 @@ class Siblings:
         return (_milliseconds() - failed) / 1000 if failed else float("inf")
 
     def mean_load(self) -> tuple[float, int]:
-        """Return connections per worker that accepts, and how many those are."""
+        """Return connections per accepting worker, and the number of such workers."""
         fields = self._fields
         total = count = 0
         oldest = _milliseconds() - int(_STALE_S * 1000)

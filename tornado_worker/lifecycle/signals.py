@@ -155,8 +155,8 @@ class SignalHandlers:
         self._exit(1)
 
     def _exit(self, status: int) -> None:
-        # uvloop swallows an exception of a protocol: then the loop, which turns
-        # again, has to raise it.
+        # uvloop swallows an exception that a protocol raises: the loop turns again, and
+        # then this call raises it once more.
         self._calls.soon(self._leave_now, status)
         self._leave_now(status)
 

@@ -1,4 +1,4 @@
-"""Hears an application that stops the loop, as the wish that its worker leave.
+"""Takes an application's stopping of the loop for a wish that its worker leave.
 
 `IOLoop.current().stop()`, `loop.stop()`, sys.exit(), KeyboardInterrupt and the
 cancelling of all tasks are how scripts end. In a worker they ask for a graceful
@@ -25,7 +25,7 @@ __all__ = ["Leave", "StopRequests"]
 
 T = TypeVar("T")
 
-# A call of stop() from these has a caller further out, who asked for it.
+# If code in these directories calls stop(), the line that asked for it is further out.
 _LIBRARIES = tuple(os.path.join(*module.__path__, "") for module in (asyncio, tornado))
 # An application that cancels all tasks more often than this is not waited for.
 _CANCELLED_MAX = 3
@@ -142,7 +142,7 @@ class StopRequests:
         self._on_asked(f"{what} {_raiser(error.__traceback__)}")
         handler = _handler_that_raised(error.__traceback__)
         if handler is not None:
-            # Nobody else will answer for it.
+            # Tornado does not: it lets these exceptions through.
             self._runner.get_loop().call_soon(_answer, handler)
 
 

@@ -22,13 +22,14 @@ from tornado_worker.logs.interfaces import Log
 
 __all__ = ["Watchdog", "format_stack"]
 
-# Looks this often at the most and at the least (seconds).
+# The shortest and the longest time between two looks (seconds).
 _SHORTEST_S = 0.02
 _LONGEST_S = 1.0
 # How often it looks within the time after which a handler is slow: each look costs
 # about 20 us, and a handler that is slow by less than one part may go unnoticed.
 _LOOKS = 8
-# Files and functions in which a loop calls callbacks: asyncio's loop, and those that run another.
+# Files and functions in which a loop calls callbacks: asyncio's own loop, and the functions
+# that run a loop in C.
 _LOOP_FILES = (asyncio.base_events.__file__, asyncio.runners.__file__, stop_requests.__file__)
 _LOOP_NAMES = ("_run_once", "run", "_run_to_end")
 

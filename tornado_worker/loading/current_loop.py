@@ -1,7 +1,7 @@
 """Keeps the loop that will serve current while the application is imported.
 
 A module may start a PeriodicCallback or a task, which waits for the current loop; a loop
-that nobody runs again takes it without a word. Replaces asyncio's functions that
+that never runs again takes it without a word. Replaces asyncio's functions that
 change the current loop, for as long as the import takes; knows no worker.
 """
 
@@ -67,7 +67,7 @@ class CurrentLoop:
     def __exit__(self, *exc_info: object) -> None:
         self._active = False
         for (module, name), original in self._originals.items():
-            # Somebody else's replacement stays; it may call ours, which then does nothing.
+            # A replacement made by other code stays; it may call ours, which then does nothing.
             if getattr(getattr(module, name), "__wrapped__", None) is original:
                 setattr(module, name, original)
         for other in self._others:
@@ -75,7 +75,7 @@ class CurrentLoop:
         self._set_event_loop(self._loop)
 
     def left_behind(self) -> list[str]:
-        """Return a sentence for each thing that waits on a loop which nobody will run."""
+        """Return a sentence for each callback and task that waits on a loop that never runs."""
         return [
             f"{entry.where} scheduled {entry.name} on {other.name}, which {other.where} made the"
             " current loop: it never runs, because the worker runs a loop of its own. Without"
@@ -101,7 +101,7 @@ class CurrentLoop:
         self._set_event_loop(self._loop if loop is None and self._is_ours() else loop)
         if loop is None or loop is self._loop or not self._is_ours():
             return
-        # Those of asyncio.run() end with it.
+        # asyncio.run() closes the loop that it makes.
         if sys._getframe(2).f_globals.get("__name__") == "asyncio.runners":
             return
         if not any(loop is other.loop for other in self._others):
@@ -152,7 +152,7 @@ class _Recorder:
         for name, position in _SCHEDULERS.items():
             method = getattr(loop, name)
             function = self._create_task if name == "create_task" else self._schedule
-            # A loop of somebody's may have no room for attributes.
+            # The loop of another library may have no room for attributes.
             with contextlib.suppress(AttributeError):
                 setattr(loop, name, functools.partial(function, method, position))
                 self._names.append(name)
@@ -166,7 +166,8 @@ class _Recorder:
 
     def _schedule(self, method: Any, position: int, *args: Any, **kwargs: Any) -> Any:
         callback = args[position]
-        # The step of a task belongs to that. And call_later() calls call_at().
+        # A task's step belongs to the task, which is noted already. And call_later() calls
+        # call_at().
         if isinstance(getattr(callback, "__self__", None), asyncio.Task | _Entry):
             return method(*args, **kwargs)
         entry = _Entry(callback_name(callback, args[position + 1 :]), _where())
@@ -180,7 +181,7 @@ class _Recorder:
             delattr(self.loop, name)
 
     def waiting(self) -> list[_Entry]:
-        # One that runs has a thread of its own.
+        # A loop that runs now does so in a thread of its own.
         if self.loop.is_closed() or self.loop.is_running():
             return []
         return [entry for entry in self._entries if entry.waits()]

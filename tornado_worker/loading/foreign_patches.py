@@ -1,7 +1,7 @@
 """Refuse an interpreter in which sockets, threads or asyncio have been replaced.
 
-gevent's and eventlet's monkey patching make code that blocks wait for a hub which
-nobody runs here: views then hang without a word. Looks at modules that are loaded
+gevent's and eventlet's monkey patching make code that blocks wait for a hub, which
+does not run here: views then hang without a word. Looks at modules that are loaded
 already; imports none, changes nothing.
 """
 

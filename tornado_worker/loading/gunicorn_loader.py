@@ -42,7 +42,7 @@ def install_loader(worker_class: type) -> None:
         if not issubclass(chosen, worker_class):
             return original(self)
         if self.cfg.check_config or self.cfg.print_config:
-            # Nobody else asks it then. Without handlers the log is standard error.
+            # Gunicorn itself does not ask it then. Without handlers the log is standard error.
             chosen.check_config(self.cfg, logging.getLogger("gunicorn.error"))
         try:
             if not self.cfg.preload_app:
@@ -95,7 +95,7 @@ def preimport(app: Any) -> None:
     That is importing the module: code at module level may use asyncio.run() or
     IOLoop.run_sync(), which a running loop forbids. The rest, `app.wsgi()`, is
     for the running loop: it evaluates `module:factory()`, and a factory may use
-    asyncio.get_running_loop(). Another BaseApplication is not ours to divide.
+    asyncio.get_running_loop(). A BaseApplication of another kind is loaded in one piece.
     """
     if not _is_module_uri(app):
         app.wsgi()

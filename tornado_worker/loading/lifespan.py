@@ -73,8 +73,8 @@ class Lifespan:
 
         Raises ApplicationError for something that cannot be served, and
         whatever `load`, a factory or the entry of a context manager raises. Later,
-        `on_failed` is called if a context manager ends although nobody
-        called `stop`, as one does whose task group lost a task.
+        `on_failed` is called if a context manager ends although `stop` was
+        not called, as one does when a task of its task group fails.
         """
         ready: asyncio.Future[RequestCallback] = asyncio.get_running_loop().create_future()
         self.task = task = asyncio.create_task(self._run(load, ready))
@@ -106,7 +106,7 @@ class Lifespan:
         self, task: asyncio.Task[None], on_failed: Callable[[BaseException], None]
     ) -> None:
         if not self._leave.is_set():
-            # Cancelled from inside: as good as failed.
+            # Something inside has cancelled it, which is a failure like any other.
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             on_failed(error or RuntimeError("it ended without an exception"))
 
@@ -168,7 +168,10 @@ class Lifespan:
         return None
 
     def _replace_stock_containers(self, router: Any, seen: frozenset[int] = frozenset()) -> None:
-        """Replace those that a rule of `router` leads to, FallbackHandler's arguments included."""
+        """Replace the stock containers among the targets of `router`'s rules.
+
+        FallbackHandler's arguments are looked at too.
+        """
         router = unwrap(router)
         if isinstance(router, tornado.web.Application):
             router = router.default_router

@@ -42,8 +42,8 @@ _CALLERS = (
 
 _LIBRARIES = {"aiohttp", "asyncio", "flask", "gunicorn", "socketserver", "tornado", "uvicorn"}
 _LIBRARIES |= {"uvloop", "werkzeug"}
-# Functions that return only when a loop or server of their own has ended. Those of
-# uvloop are compiled and have no frame: there the caller's line must tell.
+# Functions that return only when a loop or server of their own has ended. The functions of
+# uvloop are compiled and have no frame: there the text of the caller's line must tell.
 _FOR_EVER = {
     ("asyncio.base_events", "run_forever"),
     ("tornado.platform.asyncio", "start"),
@@ -133,7 +133,7 @@ class LoadingWatch:
         return [
             frame
             for frame in frames
-            # The import machinery, once for each module that imports another.
+            # Frames of the import machinery stand between a module and the one that it imports.
             if not frame.f_code.co_filename.startswith("<frozen importlib")
             and _module(frame) not in _CALLERS
         ]

@@ -26,7 +26,7 @@ class Clock(Protocol):
 
 
 class CountedLine:
-    """Logs the first of a kind at once, and of those that follow the last, with their number.
+    """Logs the first line of a kind at once; of the lines that follow, the last with their number.
 
     `log` is a logger's method. For one loop's thread.
     """

@@ -1,9 +1,9 @@
 """The lasting changes of objects that belong to the whole process, in one list.
 
 Each is made before anything can use the object that it changes, and making it again is
-safe. docs/design.md has this list. Beside it are there the changes that need an object of a later
-moment (the table of workers, a configuration, the error log), and those that end: of an import, of
-one loop, of a process at its end or of a forked child.
+safe. docs/design.md has this list. It also names the changes that need an object of a later
+moment (the table of workers, a configuration, the error log), and the changes that do not last:
+during an import, of one loop, of a process at its end, or in a forked child.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def answer_cancellation() -> None:
         elif self._headers_written and not self._finished:
             connection: Any = self.request.connection
             if getattr(connection, "ends_with_finish", False):
-                connection.close()  # after this, Tornado's own end of it reaches nobody
+                connection.close()  # so that Tornado's own end of the response is not sent
         original(self, status_code, **kwargs)
 
     RequestHandler.send_error = send_error  # type: ignore[method-assign]
@@ -46,7 +46,7 @@ def answer_cancellation() -> None:
 
 
 def _catch_cancellation() -> None:
-    """Do what Tornado does since 6.6: before, nobody answered for a cancelled handler."""
+    """Answer for a cancelled handler, as Tornado does since 6.6 and did not before."""
     original = RequestHandler._execute
 
     async def _execute(self: RequestHandler, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ def _catch_cancellation() -> None:
                         self.send_error(500, exc_info=(type(error), error, error.__traceback__))
             except Exception:
                 app_log.error("Exception in exception handler", exc_info=True)
-            # Not raised again: that would be logged as nobody's error.
+            # Not raised again: Tornado would raise it in a callback of the loop, which logs it.
 
     RequestHandler._execute = _execute  # type: ignore[method-assign]
 

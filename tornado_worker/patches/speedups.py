@@ -26,7 +26,7 @@ def format_timestamp(ts: Any) -> str:
 
 
 def log_request(self: tornado.web.Application, handler: tornado.web.RequestHandler) -> None:
-    """Log as Tornado does, but compose no line (2 us) that nobody gets."""
+    """Log as Tornado does, but compose no line (2 us) that no handler takes."""
     # Where Tornado's own looks it up: an application may have put another there.
     access_log: logging.Logger = tornado.web.access_log  # type: ignore[attr-defined]
     if access_log.isEnabledFor(logging.ERROR) or "log_function" in self.settings:

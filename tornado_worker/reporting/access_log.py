@@ -8,8 +8,8 @@ The reader of a log sees:
 - One line per exchange when it ends, refused ones included, with `-` for values that are not
   known. A client that left before the answer began: status 499.
 - A WebSocket: a line with 101 when it opens and one when it ends, whose duration is
-  that of the WebSocket and whose length is that of the messages sent; what the
-  format has no place for is added at its end.
+  that of the WebSocket and whose length is that of the messages sent. Values for which
+  the format has no place are added at its end.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class AccessLog:
         enabled = bool(getattr(log, "access_log_enabled", True))
         self._standard = _is_standard(logger_class)
         self._logs = enabled or getattr(logger_class, "access", None) is not Logger.access
-        # Whether anybody looks into an environ that no application made: Gunicorn's class for
-        # statsd does not, unless there is an access log.
+        # An environ that no application made is for the access log and for logger classes of
+        # others: without an access log Gunicorn's class for statsd does not look at it.
         self._needs_environ = enabled or logger_class is not Statsd
         self._format: str = cfg.access_log_format
         self._closed_format = self._format

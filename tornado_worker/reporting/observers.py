@@ -76,7 +76,7 @@ def _together(methods: list[Callable[..., None]]) -> Callable[..., None]:
 
 
 def _ignore(*args: Any) -> None:
-    """Nobody wants to hear of it."""
+    """Do nothing: no observer has a method for this event."""
 
 
 class Counted(Protocol):

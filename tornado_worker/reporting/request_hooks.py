@@ -71,7 +71,7 @@ class RequestHooks:
         if not exchange.write_finished:
             self._call_post_request(exchange, exchange.status or 200)
         if not isinstance(stream, ObservedStream):
-            _forget_view(exchange)  # nobody has a use for it at the stream's end
+            _forget_view(exchange)  # no line is logged at this stream's end
 
     def stream_closed(self, stream: TransportStream) -> None:
         if isinstance(stream, ObservedStream) and stream.exchange is not None:

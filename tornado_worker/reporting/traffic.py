@@ -18,9 +18,9 @@ __all__ = ["ByteCounter", "FrameCounter", "ObservedStream"]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})")
 
-# Bytes that the application has not taken when the connection is lost, and that are
-# counted all the same: enough for a last message and a close frame, few enough that
-# thousands of tiny frames hold nobody up.
+# When the connection is lost, so many of the bytes that the application has not taken are
+# counted all the same: enough for a last message and a close frame, and few enough that
+# thousands of tiny frames do not hold up the loop.
 _UNTAKEN_MAX = 16 * 1024
 # Bytes that were taken are counted in groups of so many reads, or bytes.
 _GROUP_READS = 64
