@@ -207,7 +207,7 @@ def _step(obj: Any) -> tuple[FrameType | None, Any, bool]:
     if isinstance(obj, types.GeneratorType):
         return obj.gi_frame, obj.gi_yieldfrom, obj.gi_running
     if isinstance(obj, types.AsyncGeneratorType):
-        # ag_running is true all the time that somebody iterates.
+        # ag_running is true for as long as a loop iterates over it.
         return obj.ag_frame, obj.ag_await, obj.ag_await is None
     if isinstance(obj, asyncio.Task):
         return None, obj.get_coro(), False

@@ -1,9 +1,9 @@
 """Logs that cannot be written: a full disk, a pipe nobody reads, a directory that is gone.
 
 `logging` then prints a traceback for every record or, where a file cannot be opened, raises
-in the code that logs: the arbiter ends of it. Here records are
-counted instead, and told of once a minute. Changes three public methods for the whole
-process; knows nothing of the events that are logged.
+in the code that logs, which ends the arbiter. Here records are counted instead, and their
+number is logged once a minute. Changes three public methods for the whole process; knows
+nothing of the events that are logged.
 """
 
 from __future__ import annotations

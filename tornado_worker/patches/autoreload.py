@@ -2,7 +2,7 @@
 
 `Application(debug=True)` starts it, and on a change it re-executes the command
 line of the process: in a worker, a second arbiter. Gunicorn's own reloader
-(`--reload`) does that job; this only notes that somebody asked.
+(`--reload`) does that job; this only notes that it was asked for.
 """
 
 from __future__ import annotations

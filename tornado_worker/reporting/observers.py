@@ -22,7 +22,7 @@ _NAMES = {"stream_class"} | {name for name in vars(ExchangeObserver) if name.sta
 
 
 class Observers:
-    """An `ExchangeObserver` made of others, each with the methods that it has a use for.
+    """An `ExchangeObserver` made of others, each with the methods for the events that it needs.
 
     Each event goes to those that have a method for it, in order, and to a single one without
     a detour. None should raise, as `ExchangeObserver` says; if one of several does, that is
