@@ -16,7 +16,12 @@ from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import app_log
 
-from tornado_worker.connection.fields import check_length, drop_coding, drop_field
+from tornado_worker.connection.fields import (
+    check_length,
+    drop_coding,
+    drop_field,
+    field_names,
+)
 from tornado_worker.connection.interfaces import Server
 from tornado_worker.connection.isolation import IsolatedLoop, RequestTask
 from tornado_worker.connection.stream_view import ConnectionView
@@ -297,10 +302,11 @@ class RequestConnection(RequestTask, httputil.HTTPConnection):
 
     def _owe_body(self, code: int, headers: httputil.HTTPHeaders) -> None:
         """Find out how many bytes of body must follow; what frames them is the channel's."""
-        if "Transfer-Encoding" in headers:
+        names = field_names(headers)
+        if "Transfer-Encoding" in names:
             drop_coding(headers)
         length = None
-        if "Content-Length" in headers:
+        if "Content-Length" in names:
             if code in (101, 204):
                 drop_field(headers, "Content-Length")  # RFC 9110 section 8.6: MUST NOT
             else:

@@ -11,7 +11,7 @@ import http
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from tornado.escape import native_str
@@ -23,6 +23,7 @@ __all__ = [
     "check_length",
     "drop_coding",
     "drop_field",
+    "field_names",
     "field_values",
     "format_head",
     "http_date",
@@ -158,6 +159,14 @@ def spelled(name: bytes) -> str:
     return _field_names[name]
 
 
+def field_names(headers: HTTPHeaders) -> Container[str]:
+    """Return what tells by `in` whether a field is there, for names in Tornado's spelling.
+
+    For those who ask for several: 0.2 us less each.
+    """
+    return headers._as_list if _DIRECT else headers
+
+
 def field_values(headers: HTTPHeaders, name: str) -> list[str]:
     """Return the values of the fields called `name`, in order; none: an empty list."""
     if isinstance(headers, RequestHeaders):
@@ -233,28 +242,34 @@ def format_head(code: int, reason: str | None, headers: HTTPHeaders) -> bytes:
     if status_line is None:
         status_line = _status_line(code, reason)
     try:
+        parts = [status_line]
         if not _DIRECT or type(headers) is SpelledHeaders:
             names: Iterable[str] = set(headers)
-            lines = [name + ": " + value + "\r\n" for name, value in headers.get_all()]
+            for name, value in headers.get_all():
+                parts += (name, ": ", value, "\r\n")
         else:
             names = headers._as_list
-            lines = [
-                name + ": " + value + "\r\n"
-                for name, values in headers._as_list.items()
-                for value in values
-            ]
+            for name, values in headers._as_list.items():
+                for value in values:
+                    parts += (name, ": ", value, "\r\n")
+        parts.append("\r\n")
+        text = "".join(parts)
     except TypeError:
-        lines = [f"{name}: {_native(name, value)}\r\n" for name, value in headers.get_all()]
+        parts = [status_line]
+        for name, value in headers.get_all():
+            parts += (name, ": ", _native(name, value), "\r\n")
+        parts.append("\r\n")
+        text = "".join(parts)
     if not _checked_names.issuperset(names):
         _check_names(names)
     try:
-        head = f"{status_line}{''.join(lines)}\r\n".encode("latin-1")
+        head = text.encode("latin-1")
     except UnicodeEncodeError:
-        _explain_head(status_line, lines)
+        _explain_head(parts)
         raise
     # One pass over the whole, because a search in every line costs 0.2 us each.
-    if head.translate(None, _TEXT_BYTES) != b"\r\n" * (len(lines) + 2):
-        _explain_head(status_line, lines)
+    if head.translate(None, _TEXT_BYTES) != b"\r\n" * (len(parts) // 4 + 2):
+        _explain_head(parts)
     return head
 
 
@@ -284,9 +299,14 @@ def _check_names(names: Iterable[str]) -> None:
             _checked_names.add(name)
 
 
-def _explain_head(status_line: str, lines: list[str]) -> None:
-    """Raise ValueError for the first line that may not be in a head, without its value."""
-    for line in (status_line, *lines):
+def _explain_head(parts: list[str]) -> None:
+    """Raise ValueError for the first line that may not be in a head, without its value.
+
+    `parts` are the status line, four for each field, and the last line break.
+    """
+    status_line = parts[0]
+    fields = ["".join(parts[at : at + 4]) for at in range(1, len(parts) - 1, 4)]
+    for line in (status_line, *fields):
         text = line[:-2]
         if "\r" in text or "\n" in text or "\0" in text:
             # Tornado's words.

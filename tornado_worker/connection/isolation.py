@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 from asyncio.tasks import _enter_task, _leave_task  # see "Extending" in asyncio's documentation
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -85,14 +86,17 @@ class IsolatedLoop:
 class IsolatedTransport:
     """A transport whose protocol is always called in contexts of its server's."""
 
-    __slots__ = ("_new_context", "_socket_transport", "_transport", "_write", "is_closing", "loop")
+    __slots__ = ("_socket_transport", "_transport", "is_closing", "loop", "write")
 
     def __init__(self, transport: Any, loop: IsolatedLoop) -> None:
         self._transport = transport
         self.loop = loop
-        # For every write, in one step.
-        self._new_context = loop.new_context
-        self._write = transport.write
+        #: The transport's own method, where that will do: 0.5 us less for each response.
+        self.write: Callable[[bytes | memoryview], None] = (
+            transport.write
+            if _keeps_context(transport)
+            else functools.partial(_write_apart, loop.new_context, transport.write)
+        )
         # Asked before every write.
         self.is_closing: Callable[[], bool] = transport.is_closing
         # Beneath asyncio's TLS is another transport, which cannot be found any more
@@ -101,9 +105,6 @@ class IsolatedTransport:
         self._socket_transport: Any = getattr(protocol, "_transport", None) or transport
 
     # Methods after which the loop calls the protocol
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._new_context().run(self._write, data)
 
     def write_eof(self) -> None:
         self.loop.run(self._transport.write_eof)
@@ -153,6 +154,23 @@ class IsolatedTransport:
         mean fewer pauses for everybody else.
         """
         _break_cycles(self._socket_transport)
+
+
+def _keeps_context(transport: Any) -> bool:
+    """Tell whether it calls its protocol in the context in which it was made, whoever writes.
+
+    uvloop's do, of TCP and Unix sockets; its layers of TLS do not, and asyncio's do not.
+    """
+    kind = type(transport)
+    return kind.__module__ == "uvloop.loop" and kind.__name__ in ("TCPTransport", "UnixTransport")
+
+
+def _write_apart(
+    new_context: Callable[[], contextvars.Context],
+    write: Callable[[bytes | memoryview], None],
+    data: bytes | memoryview,
+) -> None:
+    new_context().run(write, data)
 
 
 def _break_cycles(transport: Any) -> None:

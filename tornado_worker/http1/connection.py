@@ -172,10 +172,10 @@ class ServerConnection(HTTP1Channel):
             return
         if wait is not None:
             self._wait_for(exchange, wait, self._begin_body)
+        elif exchange.read_finished:
+            self._end_if_answered(exchange)
         elif self._reader is not reader:
             pass  # detached, or closed
-        elif reader.complete and not reader.body:
-            self._end_message()
         else:
             self._begin_body()
 
@@ -185,8 +185,12 @@ class ServerConnection(HTTP1Channel):
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
     ) -> Awaitable[None] | None:
-        """Tell the observer and the application that a request has begun; called in its context."""
-        server = self.server
+        """Tell the observer and the application that a request has begun; called in its context.
+
+        If nothing else is to come, tell the application this too.
+        """
+        server, reader = self.server, self._reader
+        assert reader is not None
         if server.observer is not None:
             server.observer.exchange_started(exchange)
         delegate = server.start_request(self, exchange)
@@ -201,6 +205,10 @@ class ServerConnection(HTTP1Channel):
         if decompress:
             # The application may have set it only now.
             delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
+        if wait is None and self._reader is reader and reader.complete and not reader.body:
+            self._end_reading(exchange)
+            if not exchange.write_finished:
+                delegate.finish()
         return wait
 
     def _begin_body(self) -> None:
@@ -329,6 +337,18 @@ class ServerConnection(HTTP1Channel):
         """The request has arrived whole: tell the application."""
         exchange = self.exchange
         assert exchange is not None
+        delegate = exchange.delegate
+        self._end_reading(exchange)
+        if not exchange.write_finished:
+            assert delegate is not None
+            try:
+                exchange.call(delegate.finish)
+            except Exception as e:
+                self._on_delegate_error(e, exchange)
+                return
+        self._end_if_answered(exchange)
+
+    def _end_reading(self, exchange: RequestConnection) -> None:
         # Bytes from here on belong to the next message, or to a tunnel. They are held
         # until the exchange is over.
         self._inbox.shut()
@@ -338,14 +358,9 @@ class ServerConnection(HTTP1Channel):
         if not self.phase.is_ending:  # else the application has closed it while it read
             self._enter(Phase.RESPONSE)
         exchange.read_finished = True
-        delegate, exchange.delegate = exchange.delegate, None
-        if not exchange.write_finished:
-            assert delegate is not None
-            try:
-                exchange.call(delegate.finish)
-            except Exception as e:
-                self._on_delegate_error(e, exchange)
-                return
+        exchange.delegate = None
+
+    def _end_if_answered(self, exchange: RequestConnection) -> None:
         if exchange.write_finished and self.exchange is exchange:
             exchange.call_aside(self._end_exchange, exchange)
 

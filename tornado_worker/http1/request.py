@@ -6,6 +6,9 @@ fields and who the peer is; never a connection.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from tornado_worker.connection.fields import request_headers, spelled
@@ -14,6 +17,10 @@ from tornado_worker.http1.head_section import Head, MessageError
 from tornado_worker.http1.target import split_target
 
 __all__ = ["make_request"]
+
+# The class itself is called through a function in Python, which takes 0.17 us.
+_start_line: Callable[[tuple[str, str, str]], RequestStartLine]
+_start_line = functools.partial(tuple.__new__, RequestStartLine)
 
 
 def make_request(
@@ -41,4 +48,4 @@ def make_request(
             # RFC 9112 section 3.2.2: it replaces Host.
             headers["Host"] = authority
     version = "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0"
-    return RequestStartLine(method, target, version), headers
+    return _start_line((method, target, version)), headers

@@ -11,7 +11,7 @@ import re
 from tornado import httputil
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.fields import drop_field, format_head
+from tornado_worker.connection.fields import drop_field, field_names, format_head
 
 __all__ = ["BY_CLOSE", "BY_LENGTH", "CHUNKED", "error_response", "frame_response", "raw_status"]
 
@@ -64,7 +64,7 @@ def frame_response(
             framing = CHUNKED
             headers["Transfer-Encoding"] = "chunked"
     options: list[str] = []
-    if "Connection" in headers:
+    if "Connection" in field_names(headers):
         options = [option.strip() for option in headers["Connection"].split(",")]
         if "close" in map(str.lower, options):
             exchange.keep_alive = False
