@@ -38,10 +38,10 @@ _CONVENTIONAL_METHOD = rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20}"
 _REQUEST_LINE = rb"(%b) ([!-~]++) HTTP/(%b)\r\n"
 _TOKEN = re.compile(TOKEN + rb"++")
 _METHOD = re.compile(_CONVENTIONAL_METHOD)
-# RFC 9110 section 5.5: what a value may have; and what remains of a section without that.
-_VALUE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
-#: Bytes that no line has; a line break is made of two of them.
+#: Bytes that no line has (RFC 9110 section 5.5); a line break is made of two of them.
 CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
+# Changes every such byte, and no other: 0.2 us for a line of 70 bytes, a search 0.6.
+_MARKED = bytes(byte ^ 1 if CONTROL.match(bytes([byte])) else byte for byte in range(256))
 # Clients choose names and methods, so caches of them must not grow without bound.
 _KNOWN_MAX = 1000
 _KNOWN_NAME_MAX = 64
@@ -181,7 +181,7 @@ class _Lines(dict[bytes, tuple[bytes, bytes]]):
 
     def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
         name, colon, value = line.partition(b":")
-        if not colon or line.translate(None, _VALUE_BYTES):
+        if not colon or line.translate(_MARKED) != line:
             self.met_unusual = True
             return b"", b""  # a name that is never right
         name = name.lower()
@@ -205,8 +205,11 @@ class Rules:
             )
         self.line_max = options.line_max
         self.field_max = options.field_max
+        self._field_line_max = self.field_max - 2
         self.fields_max = options.fields_max
         self.head_max = options.max_header_size
+        #: Bytes of a read that is taken for one head alone, without a look for its end.
+        self.alone_max = min(8192, self.head_max - 4)
         self._any_method = options.permit_unconventional_http_method
         self._any_version = options.permit_unconventional_http_version
         self._upper_method = options.casefold_http_method
@@ -240,18 +243,19 @@ class Rules:
                 return None
             self._refuse_request_line(data[start : data.index(b"\r\n", start)])
         first = match.end()
+        if first - start - 2 > self.line_max and not checked:
+            return None
         head = Head()
         if first > end:
-            if not checked and first - start - 2 > self.line_max:
-                return None
             head.fields = {}
         else:
-            section = data[first:end]
-            lines = section.split(b"\r\n")
+            lines = data[first:end].split(b"\r\n")
             if not checked and (
-                first - start - 2 > self.line_max
-                or len(lines) > self.fields_max
-                or (len(section) > self.field_max - 2 and max(map(len, lines)) > self.field_max - 2)
+                len(lines) > self.fields_max
+                or (
+                    end - first > self._field_line_max
+                    and max(map(len, lines)) > self._field_line_max
+                )
             ):
                 return None
             remembered = self._lines
@@ -262,9 +266,7 @@ class Rules:
             elif len(fields) == len(lines) and self._known.issuperset(fields):
                 head.fields = fields
                 head.special = [name for name in fields if name not in self._plain]
-            elif not checked and (
-                b"" in lines or any(line.translate(None, _VALUE_BYTES) for line in lines)
-            ):
+            elif not checked and (b"" in lines or any(CONTROL.search(line) for line in lines)):
                 return None
             else:
                 self._read_unusual_fields(lines, head)

@@ -21,9 +21,6 @@ from tornado_worker.http1.head_section import (
 
 __all__ = ["READER_SETTINGS", "MessageError", "MessageReader", "ReaderOptions", "Rules"]
 
-# Bytes of a read that may be one head alone; see `_read_head`.
-_ALONE_MAX = 8192
-
 
 class MessageReader:
     """One message. `head` and `framing` are None until the head is complete.
@@ -106,18 +103,17 @@ class MessageReader:
         if self._buffer is None:
             # RFC 9112 section 2.2: an empty line before a message is to be ignored. One.
             start = at + 2 if data.startswith(b"\r\n", at) else at
-            read_head, head_max = self._rules.read_head, self._rules.head_max
+            rules = self._rules
+            end = len(data) - 4
             head = None
-            if at == 0 and data.endswith(b"\r\n\r\n") and len(data) <= _ALONE_MAX:
+            if at == 0 and end <= rules.alone_max and data.endswith(b"\r\n\r\n"):
                 # As good as always one head and nothing else. Then nobody has to look for
                 # its end: 0.6 us for a browser's.
-                end = len(data) - 4
-                if end <= start + head_max - 4:
-                    head = read_head(data, start, end, False)
+                head = rules.read_head(data, start, end, False)
             if head is None:
                 end = data.find(b"\r\n\r\n", start)
-                if 0 <= end <= start + head_max - 4:
-                    head = read_head(data, start, end, False)
+                if 0 <= end <= start + rules.head_max - 4:
+                    head = rules.read_head(data, start, end, False)
             if head is not None:
                 self._begin_body(head, end + 4 - start)
                 return end + 4
