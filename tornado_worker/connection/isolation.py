@@ -91,7 +91,7 @@ class IsolatedTransport:
     def __init__(self, transport: Any, loop: IsolatedLoop) -> None:
         self._transport = transport
         self.loop = loop
-        #: The transport's own method, where that will do: 0.5 us less for each response.
+        #: The transport's own method, where that will do: 0.12 us less for each write.
         self.write: Callable[[bytes | memoryview], None] = (
             transport.write
             if _keeps_context(transport)
@@ -159,7 +159,7 @@ class IsolatedTransport:
 def _keeps_context(transport: Any) -> bool:
     """Tell whether it calls its protocol in the context in which it was made, whoever writes.
 
-    uvloop's do, of TCP and Unix sockets; its layers of TLS do not, and asyncio's do not.
+    uvloop's do, of TCP and Unix sockets. asyncio's do not; the layers of TLS are not relied on.
     """
     kind = type(transport)
     return kind.__module__ == "uvloop.loop" and kind.__name__ in ("TCPTransport", "UnixTransport")
