@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "logs": set(),
     "connection": BOTTOM,
     "http1": {"connection", *BOTTOM},
+    "http2": BOTTOM,
     "server": {"http1", "connection", *BOTTOM},
     "wsgi": {"connection.fields", *BOTTOM},
     "config": {"http1.reader", "http1.head_section", "connection.peer", *BOTTOM},
@@ -49,7 +50,10 @@ ARROWS: dict[str, set[str]] = {
     },
 }
 # The sans-IO part: bytes in, messages out.
-SANS_IO = ["chunks", "framing", "head_section", "host", "reader", "target"]
+SANS_IO = [
+    *(f"http1.{m}" for m in ("chunks", "framing", "head_section", "host", "reader", "target")),
+    *(f"http2.{m}" for m in ("errors", "frame_reader", "frames")),
+]
 
 
 class Import(NamedTuple):
@@ -159,8 +163,8 @@ def test_private_names_stay_in_their_modules() -> None:
 
 
 @pytest.mark.parametrize("module", SANS_IO)
-def test_the_reader_knows_neither_asyncio_nor_tornado(module: str) -> None:
-    tree = ast.parse(MODULES[f"http1.{module}"].read_text())
+def test_sans_io_knows_neither_asyncio_nor_tornado(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
     roots = {
         name.partition(".")[0]
         for node in ast.walk(tree)
