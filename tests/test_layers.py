@@ -52,7 +52,10 @@ ARROWS: dict[str, set[str]] = {
 # The sans-IO part: bytes in, messages out.
 SANS_IO = [
     *(f"http1.{m}" for m in ("chunks", "framing", "head_section", "host", "reader", "target")),
-    *(f"http2.{m}" for m in ("errors", "frame_reader", "frames")),
+    *(
+        f"http2.{m}"
+        for m in ("errors", "frame_reader", "frames", "hpack", "huffman", "static_table")
+    ),
 ]
 
 
