@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tornado_worker.http2.errors import ConnectionFault, ErrorCode
 
-__all__ = ["decode", "encode", "encoded_size"]
+__all__ = ["decode", "encode", "encoded_size", "known_text"]
 
 # Bits of the code of each byte, and of EOS (RFC 7541 appendix B).
 # fmt: off
@@ -103,6 +103,8 @@ _states = {"": _START}
 _memo: dict[bytes, bytes] = {}
 MEMO_ENTRIES = 512
 MEMO_LONGEST = 160
+# What `decode` would return if it is remembered, or None.
+known_text = _memo.get
 
 
 def decode(data: bytes, keep: bool = True) -> bytes:
