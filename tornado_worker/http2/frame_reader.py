@@ -46,6 +46,7 @@ ON_CONNECTION = frozenset({SETTINGS, PING, GOAWAY, PRIORITY_UPDATE})
 EXACT_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 LEAST_SIZES = {GOAWAY: 8, PRIORITY_UPDATE: 4}
 
+HEAD_SIZE = HEAD.size
 _unpack_head = HEAD.unpack_from
 
 
@@ -56,19 +57,34 @@ class FrameReader:
     reader is of no use; a StreamFault's frame has been consumed, and the next one follows.
     """
 
+    __slots__ = (
+        "_at",
+        "_block",
+        "_block_flags",
+        "_block_size",
+        "_block_stream",
+        "_data",
+        "_max_block_size",
+        "_max_continuations",
+        "_max_frame_size",
+        "_more",
+        "_need",
+        "_size",
+    )
+
     def __init__(
         self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE, max_block_size: int = 65_536
     ) -> None:
         self._max_frame_size = max_frame_size
         self._max_block_size = max_block_size
         self._max_continuations = SPARE_CONTINUATIONS + max_block_size // DEFAULT_MAX_FRAME_SIZE
-        # `_data[_at:]` and then `_pieces` are unread, `_size` bytes in all. They are joined
+        # `_data[_at:]` and then `_more` are unread, `_size` bytes in all. They are joined
         # when `_need` bytes have come, so that bytes that come one by one cost linear work.
         self._data = b""
         self._at = 0
-        self._pieces: list[bytes] = []
+        self._more = bytearray()
         self._size = 0
-        self._need = HEAD.size
+        self._need = HEAD_SIZE
         # Of a field block that is not complete: its stream, HEADERS' flags, fragments.
         self._block_stream = 0
         self._block_flags = 0
@@ -78,22 +94,28 @@ class FrameReader:
     @property
     def waiting(self) -> int:
         """The bytes that were fed and not returned, an incomplete block's frames included."""
-        return self._size + self._block_size + HEAD.size * len(self._block)
+        return self._size + self._block_size + HEAD_SIZE * len(self._block)
 
     def feed(self, data: bytes) -> None:
         """Keep what arrived; nothing is parsed here."""
-        if self._size:
-            self._pieces.append(data)
-        else:
+        size = self._size
+        if not size:
             self._data = data
             self._at = 0
-        self._size += len(data)
+        elif size < self._need <= size + len(data):
+            self._data = b"".join((self._data[self._at :], self._more, data))
+            self._at = 0
+            self._more.clear()
+        else:
+            self._more += data
+        self._size = size + len(data)
 
     def take_rest(self) -> bytes:
         """Return the bytes behind the last frame taken, and forget them."""
-        rest = self._join()
-        self._drop_data()
-        self._need = HEAD.size
+        rest = self._join() if self._size else b""
+        self._data = b""
+        self._at = self._size = 0
+        self._need = HEAD_SIZE
         return rest
 
     def next_frame(self) -> tuple[int, int, int, bytes, int] | None:
@@ -109,32 +131,41 @@ class FrameReader:
             if len(data) - at < self._need:
                 data, at = self._join(), 0
             length_and_kind, flags, stream_id = _unpack_head(data, at)
-            length = length_and_kind >> 8
             kind = length_and_kind & 0xFF
             stream_id &= MAX_STREAM_ID
-            if self._need == HEAD.size:
-                self._check_head(kind, flags, stream_id, length)
-                self._need += length
-                if self._size < self._need:
+            need = self._need
+            if need == HEAD_SIZE:
+                length = length_and_kind >> 8
+                # The frames that most requests consist of need no more than this.
+                if (
+                    kind > HEADERS
+                    or not stream_id
+                    or length > self._max_frame_size
+                    or self._block_stream
+                ):
+                    self._check_head(kind, flags, stream_id, length)
+                need += length
+                if self._size < need:
+                    self._need = need
                     return None
-                if len(data) - at < self._need:
+                if len(data) - at < need:
                     data, at = self._join(), 0
-            payload = data[at + HEAD.size : at + self._need]
-            self._size -= self._need
+            payload = data[at + HEAD_SIZE : at + need]
+            self._size -= need
             if self._size:
-                self._at = at + self._need
+                self._at = at + need
             else:
-                self._drop_data()
-            self._need = HEAD.size
+                self._data = b""  # an idle connection must not hold on to what was read last
+            self._need = HEAD_SIZE
             if kind == DATA:
                 if flags & PADDED:
                     payload = _without_padding(kind, payload)
-                return kind, flags, stream_id, payload, length
+                return kind, flags, stream_id, payload, need - HEAD_SIZE
             if kind == HEADERS:
                 if flags & (PADDED | PRIORITY_FLAG):
                     flags, payload = _strip_headers(flags, stream_id, payload)
                 if flags & END_HEADERS and len(payload) <= self._max_block_size:
-                    return kind, flags, stream_id, payload, length
+                    return kind, flags, stream_id, payload, need - HEAD_SIZE
                 self._block_stream = stream_id
                 self._block_flags = flags
             if kind in (HEADERS, CONTINUATION):
@@ -144,21 +175,15 @@ class FrameReader:
                     return HEADERS, flags, stream_id, block, len(block)
             else:
                 _check_payload(kind, stream_id, payload)
-                return kind, flags, stream_id, payload, length
+                return kind, flags, stream_id, payload, need - HEAD_SIZE
         return None
 
     def _join(self) -> bytes:
         """Return what is unread in one piece."""
-        if self._pieces or self._at:
-            self._data = b"".join((self._data[self._at :], *self._pieces))
-            self._at = 0
-            self._pieces.clear()
+        self._data = b"".join((self._data[self._at :], self._more))
+        self._at = 0
+        self._more.clear()
         return self._data
-
-    def _drop_data(self) -> None:
-        """An idle connection must not hold on to what was read last."""
-        self._data = b""
-        self._at = self._size = 0
 
     def _add_to_block(self, flags: int, fragment: bytes) -> bytes | None:
         """Return the block if this fragment completes it."""
