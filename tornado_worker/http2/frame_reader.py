@@ -254,7 +254,7 @@ def _without_padding(kind: int, payload: bytes) -> bytes:
     if padding >= len(payload):
         raise ConnectionFault(
             ErrorCode.PROTOCOL_ERROR,
-            f"too much padding in {NAMES[kind]} frame: expected less than {len(payload)} bytes; "
+            f"too much padding in {NAMES[kind]} frame: expected at most {len(payload) - 1} bytes; "
             f"got {padding}",
         )
     return payload[1 : len(payload) - padding]

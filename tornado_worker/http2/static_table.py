@@ -1,4 +1,4 @@
-"""The static table of HPACK (RFC 7541 appendix A): data only."""
+"""The static table of HPACK (RFC 7541 appendix A). Data only: knows nothing, does nothing."""
 
 from __future__ import annotations
 
