@@ -214,10 +214,7 @@ def parts_of_blocks() -> st.SearchStrategy[bytes]:
     )
 
 
-@given(st.lists(st.lists(parts_of_blocks(), max_size=6).map(b"".join), max_size=4))
-@example([b"\x3f\xff\xff\xff\xff\xff\x00"])
-@example([b"\x40\x01a\x01b\xbe", b"\xbe", b"\x20\xbe"])
-def test_any_blocks_are_decoded_or_refused_as_by_hpack(blocks: list[bytes]) -> None:
+def check_blocks(blocks: list[bytes]) -> None:
     """What both read is the same; what hpack refuses, we refuse too."""
     theirs, decoder = hpack.Decoder(), Decoder()
     for block in blocks:
@@ -234,6 +231,13 @@ def test_any_blocks_are_decoded_or_refused_as_by_hpack(blocks: list[bytes]) -> N
         assert fields == expected
         assert decoder._size == sum(decoder._sizes) <= decoder._table_size
         assert decoder.decode(b"\x82") == ((b":method", b"GET"),)
+
+
+@given(st.lists(st.lists(parts_of_blocks(), max_size=6).map(b"".join), max_size=4))
+@example([b"\x3f\xff\xff\xff\xff\xff\x00"])
+@example([b"\x40\x01a\x01b\xbe", b"\xbe", b"\x20\xbe"])
+def test_any_blocks_are_decoded_or_refused_as_by_hpack(blocks: list[bytes]) -> None:
+    check_blocks(blocks)
 
 
 @pytest.mark.parametrize(
