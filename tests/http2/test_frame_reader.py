@@ -16,7 +16,7 @@ import h2.connection
 import hpack
 import hyperframe.frame as hf
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tornado_worker.http2.errors import ConnectionFault, ErrorCode, StreamFault
@@ -652,6 +652,7 @@ def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(at)]
 
 
+@settings(deadline=None)
 @given(st.lists(MADE_BY_HYPERFRAME, max_size=8), st.lists(st.integers(0, 2**16), max_size=12))
 def test_what_hyperframe_writes_is_read(made: list[tuple[bytes, Frame]], cuts: list[int]) -> None:
     data = b"".join(wire for wire, _ in made)
@@ -715,6 +716,7 @@ def check_with_hyperframe(data: bytes) -> None:
             assert b"".join(one.data for one in theirs) == payload
 
 
+@settings(deadline=None)
 @given(
     st.lists(ANY_FRAME, max_size=12).map(b"".join) | st.binary(max_size=100),
     st.integers(1, 9),

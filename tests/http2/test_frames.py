@@ -11,7 +11,7 @@ import h2.events
 import hpack
 import hyperframe.frame as hf
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tornado_worker.http2 import frames
@@ -94,13 +94,16 @@ U31 = st.integers(0, 2**31 - 1)
 U32 = st.integers(0, 2**32 - 1)
 
 
+@settings(deadline=None)
 @given(IDS, st.binary(max_size=300), st.booleans())
 def test_hyperframe_reads_our_data(stream: int, data: bytes, end: bool) -> None:
+    assert data_frame(stream, memoryview(data), end) == data_frame(stream, data, end)
     (one,) = read_by_hyperframe(data_frame(stream, data, end))
     assert isinstance(one, hf.DataFrame)
     assert (one.stream_id, one.data, "END_STREAM" in one.flags) == (stream, data, end)
 
 
+@settings(deadline=None)
 @given(IDS, st.binary(max_size=300), st.booleans(), st.integers(1, 310))
 def test_hyperframe_reads_our_headers(stream: int, block: bytes, end: bool, largest: int) -> None:
     written = headers_frames(stream, block, end, largest)
@@ -122,11 +125,12 @@ def test_hyperframe_reads_our_headers(stream: int, block: bytes, end: bool, larg
         assert taken[:4] == (1, 0x5 if end else 0x4, stream, block)
 
 
+@settings(deadline=None)
 @given(IDS, U31, U32, st.binary(max_size=30), st.dictionaries(st.integers(0, 65535), U32))
 def test_hyperframe_reads_our_control_frames(
     stream: int, number: int, code: int, text: bytes, pairs: dict[int, int]
 ) -> None:
-    reset, goaway, window, settings, ack = read_by_hyperframe(
+    reset, goaway, window, values, ack = read_by_hyperframe(
         rst_stream_frame(stream, code)
         + goaway_frame(number, code, text)
         + window_update_frame(stream, max(number, 1))
@@ -140,7 +144,7 @@ def test_hyperframe_reads_our_control_frames(
         text,
     )
     assert (window.stream_id, window.window_increment) == (stream, max(number, 1))
-    assert settings.settings == pairs
+    assert values.settings == pairs
     assert ack.flags == {"ACK"}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import tracemalloc
 import weakref
 
 import hpack
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tornado_worker.http2.hpack as ours
@@ -176,6 +177,7 @@ FIELDS = st.lists(st.tuples(NAMES, VALUES | st.binary(max_size=200)), max_size=1
 SIZES = st.lists(st.sampled_from([0, 31, 60, 200, 4096]), max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(FIELDS, SIZES, st.booleans()), max_size=8))
 def test_what_hpack_encodes_is_decoded(rounds: list[tuple[list[Field], list[int], bool]]) -> None:
     encoder = hpack.Encoder()
@@ -233,6 +235,7 @@ def check_blocks(blocks: list[bytes]) -> None:
         assert decoder.decode(b"\x82") == ((b":method", b"GET"),)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(parts_of_blocks(), max_size=6).map(b"".join), max_size=4))
 @example([b"\x3f\xff\xff\xff\xff\xff\x00"])
 @example([b"\x40\x01a\x01b\xbe", b"\xbe", b"\x20\xbe"])
@@ -429,6 +432,17 @@ def test_bomb_of_indexed_fields_is_not_unpacked() -> None:
     assert len(decoder._entries) == 1
 
 
+def test_fields_above_the_limit_are_not_kept() -> None:
+    block = literal(b"", b"", 0) * 30_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(HeaderListTooLarge):
+            Decoder().decode(block)
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "block",
     [
@@ -460,6 +474,7 @@ def test_hostile_block_costs_no_more_than_its_bytes(block: bytes) -> None:
 CHANGES = st.lists(st.sampled_from([0, 31, 60, 200, 4096, 65_536]), max_size=3)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(FIELDS, CHANGES, st.integers(1, 3)), max_size=8),
     st.sampled_from([0, 100, 4096]),

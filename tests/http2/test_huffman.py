@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hpack.huffman
 import pytest
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tornado_worker.http2 import huffman
@@ -54,6 +54,7 @@ def test_examples_of_the_rfc(text: bytes) -> None:
     assert huffman.decode(encoded) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text("abc/= 019", max_size=300).map(str.encode))
 @example(b"")
 @example(bytes(range(256)))
@@ -66,6 +67,7 @@ def test_texts_are_encoded_as_by_hpack_and_decoded_again(text: bytes) -> None:
     assert huffman.decode(encoded) == huffman.decode(encoded) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=12) | st.binary(max_size=40).map(lambda data: data + b"\xff"))
 @example(b"\xff" * 4)
 @example(b"\xff\xff\xff\xfb\xff")

@@ -197,8 +197,8 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     return _pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
-def data_frame(stream_id: int, data: bytes, end_stream: bool) -> bytes:
-    """Return one DATA frame; `data` must not be longer than the peer's largest frame."""
+def data_frame(stream_id: int, data: bytes | memoryview, end_stream: bool) -> bytes:
+    """Return one DATA frame; `data` is at most as long as the peer's largest frame."""
     return _pack_head(len(data) << 8, end_stream, stream_id) + data
 
 
