@@ -152,7 +152,7 @@ class Decoder:
                 else:
                     raise _wrong_index(index, len(entries))
                 # _decode_string, written out: a browser's first head is nothing
-                # but this, and takes a quarter less time so.
+                # but this, and takes a fifth less time so.
                 length = block[at]
                 at += 1
                 is_coded = length >= 0x80
