@@ -248,11 +248,13 @@ class TornadoWorker(Worker):  # type: ignore[misc]
         )
 
     def _say_what_is_served(self) -> None:
-        subclass = type(self)
+        subclass, cfg = type(self), self.cfg
+        speaks_http2 = "h2" in cfg.http_protocols and (cfg.is_ssl or cfg.http2_cleartext != "off")
         self.log.info(
-            "%s on %s, HTTP/1: %s%s",
+            "%s on %s, %s: %s%s",
             versions.package_of(TornadoWorker),
             versions.package_of(type(self._loop)),
+            "HTTP/2 and HTTP/1" if speaks_http2 else "HTTP/1",
             self._loader.description,
             "" if subclass is TornadoWorker else f" (worker class {class_name(subclass)})",
         )

@@ -13,8 +13,14 @@ from typing import Any, NamedTuple
 
 from gunicorn.config import KNOWN_SETTINGS, Config
 
-from tornado_worker.config.server_arguments import loop_factory, reader_options, ssl_context
+from tornado_worker.config.server_arguments import (
+    http2_options,
+    loop_factory,
+    reader_options,
+    ssl_context,
+)
 from tornado_worker.http1.reader import ReaderOptions, Rules
+from tornado_worker.http2.interfaces import HTTP2Options
 
 __all__ = ["SETTINGS", "Known", "ObeyedBy", "check_settings", "markdown_table"]
 
@@ -45,7 +51,6 @@ def _nobody(**notes: str) -> dict[str, Known]:
     return {name: Known(ObeyedBy.NOBODY, note) for name, note in notes.items()}
 
 
-_HTTP2 = "HTTP/2 is not spoken: end it in the proxy in front of Gunicorn"
 _TLS_HOOK = "use the ssl_context hook to choose TLS versions (Gunicorn ignores this one everywhere)"
 _LIFESPAN = (
     "this is for ASGI applications: name an async context manager as the application"
@@ -116,7 +121,18 @@ SETTINGS: dict[str, Known] = {
         ciphers="",
         suppress_ragged_eofs="a request cut short is never taken for whole, either way",
         do_handshake_on_connect="always, within 60 s",
-        http_protocols="h1 only; see above",
+        http_protocols=(
+            "`h2` needs the package `h2`, for Gunicorn's own check: tornado-worker[http2];"
+            " [http2.md](http2.md)"
+        ),
+        http2_cleartext="all four values; for peers in `forwarded_allow_ips`",
+        http2_max_concurrent_streams="waiting polls and WebSockets too: one stream each",
+        http2_initial_window_size=(
+            "what a client may send ahead of the application, on each stream: an upload gets"
+            " this far in one round trip; 0 is an error"
+        ),
+        http2_max_frame_size="of what clients send; frames of ours have at most 16 KB",
+        http2_max_header_list_size="beside `limit_request_*`, which hold for streams as well",
         permit_obsolete_folding="",
         strip_header_spaces="",
         casefold_http_method="",
@@ -133,11 +149,6 @@ SETTINGS: dict[str, Known] = {
     **_nobody(
         uwsgi_allow_ips="the uwsgi protocol is not spoken: let the proxy speak HTTP",
         ssl_version=_TLS_HOOK,
-        http2_cleartext=_HTTP2,
-        http2_max_concurrent_streams=_HTTP2,
-        http2_initial_window_size=_HTTP2,
-        http2_max_frame_size=_HTTP2,
-        http2_max_header_list_size=_HTTP2,
         asgi_lifespan=_LIFESPAN,
         asgi_disconnect_grace_period=(
             "handlers hear of a client that left at once, by on_connection_close(); WSGI code"
@@ -155,6 +166,7 @@ def check_settings(cfg: Any) -> list[str]:
     _refuse_dangerous(cfg)
     try:
         Rules(ReaderOptions(**reader_options(cfg)))
+        HTTP2Options(**http2_options(cfg))
     except ValueError as e:
         raise RuntimeError(str(e)) from None
     loop_factory(cfg.asgi_loop)
@@ -166,12 +178,6 @@ def _refuse_dangerous(cfg: Any) -> None:
         raise RuntimeError(
             f"protocol = {cfg.protocol!r}: this worker speaks HTTP only; let the proxy speak HTTP"
             " to Gunicorn (nginx: proxy_pass), or use Gunicorn's sync or gthread worker"
-        )
-    protocols = list(cfg.http_protocols)
-    if "h1" not in protocols:
-        raise RuntimeError(
-            f"http_protocols = {','.join(protocols)!r}: this worker speaks HTTP/1 only; add h1, or"
-            " use a worker that speaks HTTP/2 (gthread, gevent, asgi)"
         )
     hook_is_default = cfg.ssl_context is cfg.settings["ssl_context"].default
     if cfg.cert_reqs != ssl.CERT_NONE:
@@ -206,11 +212,6 @@ def _warnings(cfg: Any) -> list[str]:
             and setting.get() != defaults[name].get()
         ):
             warnings.append(f"{name} does not apply to this worker: {known.note}")
-    others = [protocol for protocol in cfg.http_protocols if protocol != "h1"]
-    if others:
-        warnings.append(
-            f"http_protocols: {','.join(others)} does not apply to this worker: {_HTTP2}"
-        )
     return warnings
 
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from gunicorn.config import KNOWN_SETTINGS
 from gunicorn.workers.base import Worker
 
-from tornado_worker.config.server_arguments import SETTINGS_FOR
-from tornado_worker.http1.reader import READER_SETTINGS
+from tornado_worker.config.server_arguments import SAME_NAMES, SETTINGS_FOR
 
 __all__ = [
     "ATTRIBUTES",
@@ -232,7 +231,7 @@ def _option_error(options: Mapping[Any, Any]) -> str | None:
             if expected := option.check(value):
                 return f"{name!r}: expected {expected}; got {_shown(value)}"
             continue
-        setting = name if name in READER_SETTINGS else SETTINGS_FOR.get(name)
+        setting = name if name in SAME_NAMES else SETTINGS_FOR.get(name)
         if setting is not None:
             return f"{name!r} is Gunicorn's to set: use {setting}"
         near = _nearest(str(name), SERVER_OPTIONS)

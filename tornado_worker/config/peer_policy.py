@@ -19,8 +19,8 @@ from gunicorn.http.errors import (
 from gunicorn.http.message import HeaderPolicy, _ip_in_allow_list
 from tornado.httputil import HTTPHeaders
 
+from tornado_worker.connection.message_error import MessageError
 from tornado_worker.connection.peer import ConnectionContext
-from tornado_worker.http1.head_section import MessageError
 
 __all__ = ["GunicornPolicy"]
 

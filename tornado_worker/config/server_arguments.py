@@ -15,9 +15,12 @@ from gunicorn import sock
 
 from tornado_worker.config.peer_policy import GunicornPolicy
 from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions
+from tornado_worker.http2.interfaces import HTTP2_SETTINGS
 
 __all__ = [
+    "SAME_NAMES",
     "SETTINGS_FOR",
+    "http2_options",
     "loop_factory",
     "reader_options",
     "server_arguments",
@@ -34,6 +37,8 @@ SETTINGS_FOR = {
     "no_keep_alive": "keepalive = 0",
     "ssl_options": "certfile and keyfile, or the ssl_context hook",
 }
+#: HTTPServer arguments that are called like the setting.
+SAME_NAMES = (*READER_SETTINGS, "http_protocols", "http2_cleartext", *HTTP2_SETTINGS)
 # Entries of SERVER_OPTIONS for WSGI containers alone.
 _CONTAINER_OPTIONS = {"max_spool_size"}
 
@@ -41,6 +46,8 @@ _CONTAINER_OPTIONS = {"max_spool_size"}
 class ServerSettings(Protocol):
     """Gunicorn's configuration, with the settings that have other names in HTTPServer."""
 
+    http_protocols: list[str]
+    http2_cleartext: str
     is_ssl: bool
     keepalive: int
     worker_connections: int
@@ -56,6 +63,9 @@ def server_arguments(cfg: ServerSettings, options: Mapping[str, Any]) -> dict[st
     arguments["max_header_size"] = ReaderOptions(**arguments).limits_allow
     arguments["policy"] = GunicornPolicy(cfg)
     arguments["max_connections"] = cfg.worker_connections
+    arguments["http_protocols"] = cfg.http_protocols
+    arguments["http2_cleartext"] = cfg.http2_cleartext
+    arguments.update(http2_options(cfg))
     arguments["no_keep_alive"] = cfg.keepalive == 0
     if cfg.keepalive:
         arguments["keepalive_timeout"] = float(cfg.keepalive)
@@ -81,12 +91,17 @@ def reader_options(cfg: Any) -> dict[str, Any]:
     return {name: getattr(cfg, name) for name in READER_SETTINGS}
 
 
+def http2_options(cfg: Any) -> dict[str, int]:
+    """Return the arguments of `HTTP2Options`, which HTTPServer takes too."""
+    return {name: getattr(cfg, name) for name in HTTP2_SETTINGS}
+
+
 def ssl_context(cfg: Any) -> ssl.SSLContext:
     """Return the TLS context of `cfg`; calls the user's `ssl_context` hook."""
     context: ssl.SSLContext = sock.ssl_context(cfg)
-    # Gunicorn advertises all of `http_protocols`. A client that was
-    # promised h2 would speak it, and be answered with an error.
-    context.set_alpn_protocols(["http/1.1"])
+    if "h2" not in cfg.http_protocols:
+        # HTTPServer advertises what it speaks beyond this.
+        context.set_alpn_protocols(["http/1.1"])
     return context
 
 

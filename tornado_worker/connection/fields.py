@@ -21,8 +21,10 @@ __all__ = [
     "RequestHeaders",
     "SpelledHeaders",
     "check_length",
+    "check_status",
     "drop_coding",
     "drop_field",
+    "field_bytes",
     "field_names",
     "field_values",
     "format_head",
@@ -273,12 +275,45 @@ def format_head(code: int, reason: str | None, headers: HTTPHeaders) -> bytes:
     return head
 
 
-def _status_line(code: object, reason: object) -> str:
+def field_bytes(headers: HTTPHeaders) -> list[tuple[bytes, bytes]]:
+    """Return the fields of a response as bytes, names in lower case.
+
+    Raises ValueError or TypeError, which says where, for what may not be in there.
+    """
+    names: Iterable[str] = headers._as_list if _DIRECT else set(headers)
+    if not _checked_names.issuperset(names):
+        _check_names(names)
+    wire_names = _wire_names
+    try:
+        fields = [
+            (wire_names[name], value.strip().encode("latin-1")) for name, value in headers.get_all()
+        ]
+    except (AttributeError, TypeError):
+        fields = [
+            (wire_names[name], _native(name, value).strip().encode("latin-1"))
+            for name, value in headers.get_all()
+        ]
+    except UnicodeEncodeError:
+        format_head(200, "OK", headers)  # says where
+        raise
+    # One pass over the whole, as in format_head.
+    if b"".join([value for _, value in fields]).translate(None, _TEXT_BYTES):
+        format_head(200, "OK", headers)
+    return fields
+
+
+def check_status(code: object) -> int:
+    """Return `code`, if it can be a status. Raises ValueError."""
     if not isinstance(code, int) or isinstance(code, bool) or not 100 <= code <= 999:
         raise ValueError(f"invalid status: expected an integer from 100 to 999; got {code!r}")
+    return int(code)
+
+
+def _status_line(code: object, reason: object) -> str:
+    status = check_status(code)
     if not isinstance(reason, str):
         raise TypeError(f"invalid reason: expected str; got {type(reason).__name__}")
-    return f"HTTP/1.1 {int(code)} {reason}\r\n"
+    return f"HTTP/1.1 {status} {reason}\r\n"
 
 
 def _native(name: str, value: Any) -> str:

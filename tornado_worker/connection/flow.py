@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tornado.iostream import StreamBufferFullError, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.log import gen_log
 
 from tornado_worker.connection.inbox import KEPT_MAX, Inbox
@@ -136,6 +136,14 @@ class Connection(asyncio.Protocol):
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
 
+    def give_up_transport(self) -> tuple[IsolatedTransport, bytes]:
+        """Let another object have the transport; return it, with the bytes that were not used."""
+        held = self._inbox.close()
+        self._enter(Phase.DETACHED)
+        self._release_closer()
+        transport, self.transport = self.transport, None
+        return transport, held
+
     # Phases
 
     @property
@@ -176,7 +184,7 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> asyncio.Future[None]:
         """Write; the future resolves when the transport wants more, and others had their turn."""
         if self.stream_state is not None:
-            self._check_write_limit(len(data))
+            self.stream_state.check_write(self.transport.get_write_buffer_size(), len(data))
         self.transport.write(data)
         share = self.write_share
         self.write_share = left = share - len(data) - WRITE_COST
@@ -195,12 +203,6 @@ class Connection(asyncio.Protocol):
         self.write_share = WRITE_SHARE
         if not self._writing_paused:
             self._release_writers()
-
-    def _check_write_limit(self, size: int) -> None:
-        assert self.stream_state is not None
-        limit = self.stream_state.max_write_buffer_size
-        if limit is not None and self.transport.get_write_buffer_size() + size > limit:
-            raise StreamBufferFullError("Reached maximum write buffer size")
 
     def can_send_files(self) -> bool:
         """Tell whether the kernel can take a file's bytes: not with TLS in between."""

@@ -135,6 +135,11 @@ class IsolatedTransport:
 
     # Methods that only return something
 
+    @property
+    def carrier(self) -> IsolatedTransport:
+        """The transport that has the socket: this one."""
+        return self
+
     def get_extra_info(self, name: str) -> Any:
         return self._transport.get_extra_info(name)
 

@@ -5,13 +5,23 @@ The interface alone; `tornado_worker.reporting.observers` makes one of several.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.stream import TransportStream
 
-__all__ = ["ExchangeObserver"]
+__all__ = ["ExchangeObserver", "RefusedBy"]
+
+
+class RefusedBy(Protocol):
+    """What has refused a message: a connection, or one stream of HTTP/2."""
+
+    #: The peer.
+    context: Any
+
+    @property
+    def since(self) -> float:
+        """The loop time at which the message began, as far as that is known."""
 
 
 class ExchangeObserver(Protocol):
@@ -36,7 +46,7 @@ class ExchangeObserver(Protocol):
         """An exchange ended: answered, or its client gone (`status` 0: without an answer)."""
 
     def exchange_failed(
-        self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
+        self, conn: RefusedBy, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
         """The server itself answered `status`.
 

@@ -95,6 +95,13 @@ class ConnectionContext(tornado.httpserver._HTTPRequestContext):
         self.protocol = self._orig_protocol
         self.overridden = False
 
+    def copy(self) -> ConnectionContext:
+        """Return a context for one request among others on the connection."""
+        _ = self.trusted  # asked once for all
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
+
     def set_client(self, info: dict[str, Any]) -> None:
         """Take over what a trusted peer's PROXY protocol header says, for the whole connection."""
         self.proxy_protocol_info = info

@@ -25,6 +25,7 @@ class Phase:
     HEAD: ClassVar[Phase]  #: the rest of a header section
     BODY: ClassVar[Phase]  #: the rest of a body
     RESPONSE: ClassVar[Phase]  #: the application
+    STREAMS: ClassVar[Phase]  #: what is due on some of its streams, of which HTTP/2 has many
     LINGER: ClassVar[Phase]  #: the peer to stop sending, after a last response
     CLOSING: ClassVar[Phase]  #: the last bytes to leave, or the TLS shutdown
     CLOSED: ClassVar[Phase]  #: nothing
@@ -55,6 +56,7 @@ IDLE = Phase.IDLE = Phase("IDLE", awaits_request=True, is_reading=True)
 HEAD = Phase.HEAD = Phase("HEAD", is_reading=True)
 BODY = Phase.BODY = Phase("BODY", is_reading=True)
 RESPONSE = Phase.RESPONSE = Phase("RESPONSE")
+STREAMS = Phase.STREAMS = Phase("STREAMS", is_reading=True)
 LINGER = Phase.LINGER = Phase("LINGER", is_ending=True)
 CLOSING = Phase.CLOSING = Phase("CLOSING", is_ending=True)
 CLOSED = Phase.CLOSED = Phase("CLOSED", is_ending=True)
@@ -66,13 +68,14 @@ _ALWAYS = {CLOSING, CLOSED, DETACHED}
 
 #: The phases that may follow each phase.
 CHANGES: dict[Phase, frozenset[Phase]] = {
-    NEW: frozenset({HEAD, *_ALWAYS}),
-    IDLE: frozenset({HEAD, LINGER, *_ALWAYS}),
+    NEW: frozenset({HEAD, STREAMS, LINGER, *_ALWAYS}),
+    IDLE: frozenset({HEAD, STREAMS, LINGER, *_ALWAYS}),
     # To itself: a request's first bytes come with the end of a PROXY protocol header. To NEW:
     # that header ended, and nothing came behind it.
     HEAD: frozenset({NEW, HEAD, BODY, LINGER, *_ALWAYS}),
     BODY: frozenset({RESPONSE, LINGER, *_ALWAYS}),
     RESPONSE: frozenset({IDLE, LINGER, *_ALWAYS}),
+    STREAMS: frozenset({IDLE, LINGER, *_ALWAYS}),
     LINGER: frozenset(_ALWAYS),
     # To itself: what is closing is aborted.
     CLOSING: frozenset(_ALWAYS),

@@ -11,7 +11,7 @@ import contextvars
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from tornado.iostream import (
     BaseIOStream,
@@ -23,7 +23,7 @@ from tornado.iostream import (
 from tornado.log import gen_log
 
 from tornado_worker.connection.flow import WRITE_COST, WRITE_SHARE
-from tornado_worker.connection.isolation import IsolatedTransport
+from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.transport import abort, forget_frames, hang_up, sending_state
 from tornado_worker.connection.turns import Turns
@@ -57,6 +57,50 @@ OWN_CHUNKS = "the event loop decides how much it reads at once"
 TRANSPORT_OWNS = "an asyncio transport reads and writes this connection"
 
 
+class DetachedTransport(Protocol):
+    """A transport, as its stream uses it: a connection's, or that of one stream of HTTP/2."""
+
+    loop: IsolatedLoop
+
+    @property
+    def carrier(self) -> Any:
+        """The transport that has the socket."""
+
+    @property
+    def is_closing(self) -> Callable[[], bool]:
+        """Whether it closes or is closed: a method."""
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Have `protocol` called from now on."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send bytes."""
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes wait to be sent."""
+
+    def pause_reading(self) -> None:
+        """Hand over nothing more."""
+
+    def resume_reading(self) -> None:
+        """Hand over what comes."""
+
+    def close(self) -> None:
+        """Close after what was written has left."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+    def can_write_eof(self) -> bool:
+        """Tell whether it has no TLS."""
+
+    def get_extra_info(self, name: str) -> Any:
+        """Return what asyncio's transports know."""
+
+    def break_cycles(self) -> None:
+        """Let it be freed at once, when its connection is lost."""
+
+
 class TransportSocket:
     """The socket of a transport, for what applications ask a socket or TLS socket.
 
@@ -65,6 +109,7 @@ class TransportSocket:
     """
 
     def __init__(self, transport: Any) -> None:
+        transport = transport.carrier
         self._socket = transport.get_extra_info("socket")
         self._tls = transport.get_extra_info("ssl_object")
 
@@ -122,10 +167,12 @@ class TransportStream(IOStream):
     _write_share = WRITE_SHARE
     # Whether the read that is pending can be completed, and waits for its turn.
     _read_turn_due = False
+    # Whether the peer sends no more, and still reads.
+    _peer_ended = False
 
     def __init__(
         self,
-        transport: IsolatedTransport,
+        transport: DetachedTransport,
         data: bytes = b"",
         *,
         reading_paused: bool = False,
@@ -182,6 +229,12 @@ class TransportStream(IOStream):
     def eof_received(self) -> None:
         self.close()
 
+    def end_received(self) -> None:
+        """The peer sends no more, and still reads: close when the application wants more."""
+        self._peer_ended = True
+        if self._read_future is not None and not self._read_turn_due:
+            self.close()
+
     def pause_writing(self) -> None:
         self._writing_paused = True
 
@@ -224,6 +277,9 @@ class TransportStream(IOStream):
                 return
         else:
             self._check_closed()
+            if self._peer_ended:
+                self.close()
+                return
             if self._read_buffer_size > self.max_buffer_size:
                 error = StreamBufferFullError("Reached maximum read buffer size")
                 gen_log.error("Reached maximum read buffer size")

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from tornado.iostream import StreamBufferFullError
+
 from tornado_worker.connection.isolation import IsolatedLoop
 
 __all__ = ["CloseCallback", "StreamState"]
@@ -55,6 +57,12 @@ class StreamState:
     def detached(self) -> DetachedStream | None:
         """The stream that `detach()` has made of the connection, while there is one."""
         return None if self._detached is None else self._detached()
+
+    def check_write(self, waiting: int, size: int) -> None:
+        """Raise StreamBufferFullError if `size` bytes behind `waiting` are too many."""
+        limit = self.max_write_buffer_size
+        if limit is not None and waiting + size > limit:
+            raise StreamBufferFullError("Reached maximum write buffer size")
 
     def on_detached(self, stream: DetachedStream) -> None:
         self.close_callback = None

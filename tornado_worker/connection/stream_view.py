@@ -12,12 +12,13 @@ import contextvars
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from tornado import ioloop
 from tornado.iostream import IOStream, StreamClosedError
 
-from tornado_worker.connection.flow import Connection
+from tornado_worker.connection.interfaces import Server
+from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.stream import (
     CHUNK_SIZE,
     OWN_CHUNKS,
@@ -83,6 +84,30 @@ def _attribute(
     return decorate
 
 
+class Viewed(Protocol):
+    """What a view is of: a connection, or one stream of HTTP/2."""
+
+    stream_state: StreamState | None
+
+    @property
+    def server(self) -> Server:
+        """The server of the connection."""
+
+    @property
+    def transport(self) -> Any:
+        """The transport of the connection; None: it is gone."""
+
+    @property
+    def phase(self) -> Phase:
+        """What it waits for."""
+
+    def write(self, data: bytes) -> asyncio.Future[None]:
+        """Write bytes as they are."""
+
+    def close_written(self) -> None:
+        """End after what is written has left."""
+
+
 class ConnectionView:
     """The value of `request.connection.stream` while HTTP has the connection.
 
@@ -93,7 +118,7 @@ class ConnectionView:
 
     __slots__ = ("_conn", "_state")
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: Viewed) -> None:
         if conn.stream_state is None:
             conn.stream_state = StreamState()
         self._conn = conn

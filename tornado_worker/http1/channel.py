@@ -17,6 +17,7 @@ from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import gen_log
 
+from tornado_worker.connection.delivery import tell_gone
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.fields import format_head
 from tornado_worker.connection.flow import Connection
@@ -32,16 +33,13 @@ from tornado_worker.http1.response import (
     BY_CLOSE,
     BY_LENGTH,
     CHUNKED,
-    error_response,
+    ERROR_RESPONSES,
     frame_response,
     raw_status,
 )
 from tornado_worker.logs.guard import guarded
 
-__all__ = ["RETRY_AFTER", "HTTP1Channel"]
-
-#: With a 503: a client that comes back finds another worker (seconds).
-RETRY_AFTER = b"Retry-After: 1\r\n"
+__all__ = ["HTTP1Channel"]
 
 # A chunk up to this size is joined to the head, so that they leave in one
 # packet; beyond, the copy costs more than the second write.
@@ -189,15 +187,8 @@ class HTTP1Channel(Connection):
         """The response was finished first: if the request is still not read, give it up."""
         if self.exchange is exchange and not exchange.read_finished:
             self.exchange = None
-            self._abandon(exchange)
+            tell_gone(self.server, exchange)
             self.linger()
-
-    def _abandon(self, exchange: RequestConnection) -> None:
-        """Tell the application that `exchange` ended before its time, then the observer."""
-        exchange.keep_alive = False
-        exchange.abandon()
-        if self.server.observer is not None:
-            exchange.call_aside(self.server.observer.exchange_finished, exchange)
 
     def _end_between_exchanges(self) -> None:
         """No exchange is open, but unread input may wait."""
@@ -206,10 +197,10 @@ class HTTP1Channel(Connection):
         else:
             self.close_written()
 
-    def _fail(self, status: int, fields: bytes = b"", data: bytes = b"") -> None:
+    def _fail(self, status: int, data: bytes = b"") -> None:
         """Answer `status` or, if a response has begun, cut it short.
 
-        `fields` are whole lines; `data` was read of a message that is refused.
+        `data` was read of a message that is refused.
         """
         if self.transport is None or self.phase.is_ending:
             return
@@ -236,7 +227,7 @@ class HTTP1Channel(Connection):
             # Half a response cannot be mended; the client must see that it is one.
             self.close_written()
         else:
-            self.transport.write(error_response(status, fields))
+            self.transport.write(ERROR_RESPONSES[status])
             self.linger()
 
     def fail(self, exchange: RequestConnection, status: int) -> None:
@@ -268,14 +259,11 @@ class HTTP1Channel(Connection):
         if self._reads_pieces:
             self.read_pieces(False)
         reading_paused = self._inbox.is_paused
-        held = self._inbox.close()
+        transport, held = self.give_up_transport()
         reader, self._reader = self._reader, None
         if reader is not None:
             held = b"".join(reader.body) + held
         self.exchange = None
-        self._enter(Phase.DETACHED)
-        self._release_closer()
-        transport, self.transport = self.transport, None
         waiters, self._write_waiters = self._write_waiters, None
         if self.stream_state is None:
             self.stream_state = StreamState()  # where `connection_lost` finds the stream
@@ -355,7 +343,7 @@ class HTTP1Channel(Connection):
             return 0, 0
         answered = exchange is not None and exchange.status != 0
         if not answered and self.transport is not None and not self.transport.is_closing():
-            self._fail(503, RETRY_AFTER)
+            self._fail(503)
             return (0, 0) if self.phase is Phase.DETACHED else (1, 0)
         self.abort()
         return 0, 1

@@ -12,21 +12,17 @@ wait, unparsed, in the connection's `Inbox`.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tornado import httputil
-from tornado.http1connection import _GzipMessageDelegate
-from tornado.iostream import StreamClosedError
-from tornado.log import app_log, gen_log
+from tornado.log import gen_log
 
+from tornado_worker.connection.delivery import Delivery, has_succeeded, tell_gone
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.flow import PIECE_MAX, WRITE_SHARE
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.transport import hang_up
-from tornado_worker.http1.channel import RETRY_AFTER, HTTP1Channel
+from tornado_worker.http1.channel import HTTP1Channel
 from tornado_worker.http1.interfaces import HTTP1Server
 from tornado_worker.http1.reader import MessageError, MessageReader
 from tornado_worker.http1.request import make_request
@@ -42,7 +38,7 @@ _PIECES_MAX = 2
 _SEEN_MAX = 64 * 1024
 
 
-class ServerConnection(HTTP1Channel):
+class ServerConnection(HTTP1Channel, Delivery):
     """One connection: reads messages, one exchange at a time.
 
     This is the `server_conn` of Tornado's `HTTPServerConnectionDelegate`.
@@ -109,7 +105,7 @@ class ServerConnection(HTTP1Channel):
         self._reader = None
         super().connection_lost(exc)
         if exchange is not None:
-            self._abandon(exchange)
+            tell_gone(self.server, exchange)
         self.server.on_close(self)
         hang_up(transport)
 
@@ -166,7 +162,7 @@ class ServerConnection(HTTP1Channel):
         self._framing = BY_LENGTH
         self.exchange = exchange
         try:
-            wait = exchange.call(self._tell_head, exchange, start_line, headers)
+            wait = exchange.call(self._tell_head, server, self, exchange, start_line, headers)
         except Exception as e:
             self._on_delegate_error(e, exchange)
             return
@@ -178,38 +174,6 @@ class ServerConnection(HTTP1Channel):
             pass  # detached, or closed
         else:
             self._begin_body()
-
-    def _tell_head(
-        self,
-        exchange: RequestConnection,
-        start_line: httputil.RequestStartLine,
-        headers: httputil.HTTPHeaders,
-    ) -> Awaitable[None] | None:
-        """Tell the observer and the application that a request has begun; called in its context.
-
-        If nothing else is to come, tell the application this too.
-        """
-        server, reader = self.server, self._reader
-        assert reader is not None
-        if server.observer is not None:
-            server.observer.exchange_started(exchange)
-        delegate = server.start_request(self, exchange)
-        decompress = server.conn_params.decompress
-        if decompress:
-            headers.pop("X-Consumed-Content-Encoding", None)  # not the client's to say
-            delegate = _GzipMessageDelegate(
-                delegate, server.conn_params.chunk_size, exchange.max_body_size
-            )
-        exchange.delegate = delegate
-        wait = delegate.headers_received(start_line, headers)
-        if decompress:
-            # The application may have set it only now.
-            delegate._max_body_size = exchange.max_body_size  # type: ignore[attr-defined]
-        if wait is None and self._reader is reader and reader.complete and not reader.body:
-            self._end_reading(exchange)
-            if not exchange.write_finished:
-                delegate.finish()
-        return wait
 
     def _begin_body(self) -> None:
         exchange, reader = self.exchange, self._reader
@@ -255,7 +219,7 @@ class ServerConnection(HTTP1Channel):
             except Exception as e:
                 self._on_delegate_error(e, exchange)
                 return
-            if wait is not None and not _has_succeeded(wait):
+            if wait is not None and not has_succeeded(wait):
                 self._wait_for(exchange, wait, self._deliver)
                 return
             if self.exchange is not exchange or self._reader is not reader:
@@ -302,36 +266,19 @@ class ServerConnection(HTTP1Channel):
         else:
             self._inbox.open()
 
-    def _wait_for(
-        self,
-        exchange: RequestConnection,
-        awaitable: Awaitable[None],
-        proceed: Callable[[], None],
-    ) -> None:
-        """Read no further until `awaitable` is done, then call `proceed`."""
-        future = exchange.ensure_future(awaitable)
-        if self.exchange is exchange:
-            self._waits = True
-            self._inbox.shut()
+    def _is_whole(self, exchange: RequestConnection) -> bool:
+        reader = self._reader
+        return (
+            self.exchange is exchange and reader is not None and reader.complete and not reader.body
+        )
 
-        def on_done(future: asyncio.Future[None]) -> None:
-            if future.cancelled():
-                error: BaseException | None = asyncio.CancelledError()
-            else:
-                error = future.exception()
-            if error is not None:
-                self._on_delegate_error(error, exchange)
-                return
-            if self.exchange is not exchange:
-                return
-            self._waits = False
-            self._renew()  # the client was not to blame until now
-            proceed()
+    def _hold_body(self) -> None:
+        self._waits = True
+        self._inbox.shut()
 
-        if future.done():
-            on_done(future)
-        else:
-            self.loop.add_done_callback(future, on_done)
+    def _release_body(self) -> None:
+        self._waits = False
+        self._renew()
 
     def _end_message(self) -> None:
         """The request has arrived whole: tell the application."""
@@ -406,31 +353,7 @@ class ServerConnection(HTTP1Channel):
     def _refuse(self, status: int, reason: str, data: bytes = b"") -> None:
         """Answer a message that cannot be served, and close; `data` was read of it last."""
         guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, reason)
-        self._fail(status, data=data)
-
-    def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
-        if self.exchange is not exchange or exchange.write_finished:
-            # Answered before it failed, detached or closed: no place for another
-            # answer. The error is still worth a line.
-            if not isinstance(
-                error, (StreamClosedError, httputil.HTTPInputError, asyncio.CancelledError)
-            ):
-                exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
-            return
-        if isinstance(error, httputil.HTTPInputError):
-            delegate = exchange.delegate
-            oversize = (
-                isinstance(delegate, _GzipMessageDelegate)
-                and delegate._decompressed_body_size > exchange.max_body_size
-            )
-            self._refuse(exchange.oversize_status if oversize else 400, str(error))
-            return
-        if isinstance(error, asyncio.CancelledError):
-            self._fail(503, RETRY_AFTER)
-            return
-        if not isinstance(error, StreamClosedError):
-            exchange.call_aside(guarded, app_log.error, "Uncaught exception", exc_info=error)
-        self._fail(500)
+        self._fail(status, data)
 
     def _end_after_eof(self) -> None:
         if self.transport is None or self.phase.is_ending:
@@ -442,12 +365,3 @@ class ServerConnection(HTTP1Channel):
     def _end_unless_detached(self) -> None:
         if self.phase is not Phase.DETACHED:
             self._end_between_exchanges()
-
-
-def _has_succeeded(awaitable: Awaitable[None]) -> bool:
-    return (
-        isinstance(awaitable, asyncio.Future)
-        and awaitable.done()
-        and not awaitable.cancelled()
-        and awaitable.exception() is None
-    )

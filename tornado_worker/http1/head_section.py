@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tornado_worker.connection.message_error import MessageError
+
 __all__ = [
     "CONTROL",
     "FORBIDDEN_TRAILERS",
@@ -79,14 +81,6 @@ _COMMON_NAMES = frozenset(
 FORBIDDEN_TRAILERS = frozenset(
     (b"authorization", b"content-length", b"host", b"te", b"trailer", b"transfer-encoding")
 )
-
-
-class MessageError(Exception):
-    """A message that is refused; `status` answers it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,19 +204,19 @@ class Rules:
         self.head_max = options.max_header_size
         #: Bytes of a read that is taken for one head alone, without a look for its end.
         self.alone_max = min(8192, self.head_max - 4)
-        self._any_method = options.permit_unconventional_http_method
+        self.any_method = options.permit_unconventional_http_method
         self._any_version = options.permit_unconventional_http_version
-        self._upper_method = options.casefold_http_method
+        self.upper_method = options.casefold_http_method
         self._folding = options.permit_obsolete_folding
         self._spaces = options.strip_header_spaces
         self._match_request_line = re.compile(
             _REQUEST_LINE
             % (
-                TOKEN + rb"++" if self._any_method else _CONVENTIONAL_METHOD,
+                TOKEN + rb"++" if self.any_method else _CONVENTIONAL_METHOD,
                 rb"[0-9]\.[0-9]" if self._any_version else rb"1\.[0-9]",
             )
         ).match
-        self._special = options.special_names
+        self.special_names = options.special_names
         self._methods = _Methods()
         self._lines = _Lines()
         self._field = self._lines.__getitem__
@@ -271,7 +265,7 @@ class Rules:
             else:
                 self._read_unusual_fields(lines, head)
         method, target, version = match.groups()
-        if self._upper_method:
+        if self.upper_method:
             method = method.upper()
         head.method = self._methods[method]
         head.target = target.decode("ascii")
@@ -343,7 +337,7 @@ class Rules:
             self._known.clear()
             self._plain.clear()
         for name in fields:
-            special = name in self._special or b"_" in name
+            special = name in self.special_names or b"_" in name
             if special:
                 head.special = (*head.special, name)
             if len(name) <= _KNOWN_NAME_MAX and len(self._known) < _KNOWN_MAX:
@@ -356,7 +350,7 @@ class Rules:
         wrong = shown(line)
         if len(parts) == 3:
             method, target, version = parts
-            if not (_TOKEN if self._any_method else _METHOD).fullmatch(method):
+            if not (_TOKEN if self.any_method else _METHOD).fullmatch(method):
                 wrong = f"method {shown(method)}"
             elif not target or not target.isascii():
                 wrong = f"target {shown(target)}"

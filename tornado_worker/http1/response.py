@@ -13,14 +13,17 @@ from tornado import httputil
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.fields import drop_field, field_names, format_head
 
-__all__ = ["BY_CLOSE", "BY_LENGTH", "CHUNKED", "error_response", "frame_response", "raw_status"]
+__all__ = ["BY_CLOSE", "BY_LENGTH", "CHUNKED", "ERROR_RESPONSES", "frame_response", "raw_status"]
 
 #: How the client learns where a body ends: by its length, or without a body; by the last
 #: chunk; by the end of the connection. Ints, not an Enum: asked for every write.
 BY_LENGTH, CHUNKED, BY_CLOSE = range(3)
 
-_ERROR_RESPONSES = {
+#: Responses without a body, by status; after one the connection closes.
+ERROR_RESPONSES = {
     code: f"HTTP/1.1 {code} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n".encode()
+    # A client that comes back finds another worker (seconds).
+    + (b"Retry-After: 1\r\n\r\n" if code == 503 else b"\r\n")
     for code, reason in (
         (400, "Bad Request"),
         (403, "Forbidden"),
@@ -34,11 +37,6 @@ _ERROR_RESPONSES = {
         (503, "Service Unavailable"),
     )
 }
-
-
-def error_response(status: int, fields: bytes) -> bytes:
-    """Return a response without a body; `fields` are whole lines."""
-    return _ERROR_RESPONSES[status] + fields + b"\r\n"
 
 
 def frame_response(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tornado_worker.http1.host import is_authority
+from tornado_worker.connection.authority import is_authority
 
 __all__ = ["split_target"]
 

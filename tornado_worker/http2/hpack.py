@@ -109,6 +109,10 @@ class Decoder:
             # Only reading past the block's end raises it: asking each time would cost more.
             raise _fault("field block ends within a field") from None
 
+    def forget_blocks(self) -> None:
+        """Forget the blocks that were decoded, not the table."""
+        self._memo.clear()
+
     def _decode(self, block: bytes) -> tuple[Field, ...]:
         entries, sizes = self._entries, self._sizes
         known_text, decode_text = huffman.known_text, huffman.decode

@@ -27,7 +27,7 @@ from gunicorn.instrument.statsd import Statsd
 from tornado import httputil
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import Connection
+from tornado_worker.connection.observer import RefusedBy
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.failures import note_lost
 from tornado_worker.logs.guard import guarded
@@ -82,7 +82,7 @@ class AccessLog:
         self._write(exchange, status, _seconds_since(exchange.started))
 
     def exchange_failed(
-        self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
+        self, conn: RefusedBy, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
         if exchange is not None:
             self._write(exchange, exchange.status, _seconds_since(exchange.started))
@@ -213,7 +213,7 @@ class _Refused:
     keep_alive = False
     body_sent = 0
 
-    def __init__(self, conn: Connection, status: int, data: bytes) -> None:
+    def __init__(self, conn: RefusedBy, status: int, data: bytes) -> None:
         match = _REQUEST_LINE.match(data[:65536])
         method, target, version = match.groups() if match else (b"-", b"-", None)
         self.raw_target = target.decode("ascii")

@@ -14,7 +14,7 @@ from gunicorn.glogging import Logger
 from gunicorn.instrument.statsd import Statsd
 
 from tornado_worker.connection.exchange import RequestConnection
-from tornado_worker.connection.flow import Connection
+from tornado_worker.connection.observer import RefusedBy
 from tornado_worker.connection.stream import TransportStream
 from tornado_worker.logs.guard import guarded
 from tornado_worker.reporting.hook_views import ExchangeFacts, RequestView, ResponseView
@@ -59,7 +59,7 @@ class RequestHooks:
         _forget_view(exchange)
 
     def exchange_failed(
-        self, conn: Connection, exchange: RequestConnection | None, status: int, data: bytes
+        self, conn: RefusedBy, exchange: RequestConnection | None, status: int, data: bytes
     ) -> None:
         if exchange is not None:
             self._call_post_request(exchange, exchange.status)

@@ -32,9 +32,15 @@ from tornado_worker.connection.turns import Turns
 from tornado_worker.http1.connection import ServerConnection
 from tornado_worker.http1.proxy_protocol import ProxiedConnection
 from tornado_worker.http1.reader import READER_SETTINGS, ReaderOptions, Rules
+from tornado_worker.http2.interfaces import HTTP2_SETTINGS, HTTP2Options
 from tornado_worker.logs.counted_line import CountedLine
 from tornado_worker.logs.guard import guarded
 from tornado_worker.server.acceptor import Acceptor, LoadShare
+from tornado_worker.server.negotiation import (
+    NegotiatingConnection,
+    Protocols,
+    ProxiedNegotiatingConnection,
+)
 
 __all__ = ["HTTPServer"]
 
@@ -58,7 +64,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
     - `max_connections`: connections (detached ones too) at which accepting
       pauses until one of them closes; None: no limit;
     - `policy`: what peers may say about themselves; without one, what Tornado
-      lets them say.
+      lets them say;
+    - `http_protocols`: `h1`, `h2` or both, in the order of preference for ALPN, as a string
+      with commas or a list; over TLS a client that does not choose h2 gets HTTP/1;
+    - `http2_cleartext`: how HTTP/2 begins without TLS: `off`, `prior-knowledge`, `upgrade`
+      or `both`; for peers that `policy` trusts;
+    - those of `HTTP2Options`.
     """
 
     #: The name of `max_connections` where it is set, for the log.
@@ -87,7 +98,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         stall_timeout: float = 60.0,
         max_connections: int | None = None,
         policy: PeerPolicy | None = None,
-        **reader_options: Any,
+        http_protocols: str | Iterable[str] = "h1",
+        http2_cleartext: str | bool | None = "off",
+        **options: Any,
     ) -> None:
         super().initialize(
             request_callback,
@@ -105,12 +118,16 @@ class HTTPServer(tornado.httpserver.HTTPServer):
             trusted_downstream=trusted_downstream,
         )
         size = self.conn_params.max_header_size
-        self.rules = Rules(_reader_options(size, policy, reader_options))
+        self.protocols = Protocols.read(http_protocols, http2_cleartext)
+        http2_options = {name: options.pop(name) for name in HTTP2_SETTINGS if name in options}
+        self.http2 = HTTP2Options(**http2_options)
+        self.rules = Rules(_reader_options(size, policy, options))
         self.policy = policy
-        self._connection_class = (
-            ServerConnection
-            if policy is None or policy.proxy_protocol == "off"
-            else ProxiedConnection
+        is_proxied = policy is not None and policy.proxy_protocol != "off"
+        self._connection_class: type[ServerConnection] = (
+            (ProxiedNegotiatingConnection if is_proxied else NegotiatingConnection)
+            if self.protocols.http2
+            else (ProxiedConnection if is_proxied else ServerConnection)
         )
         self.observer: ExchangeObserver | None = None
         self.max_buffer_size: int = max_buffer_size or 104857600  # Tornado's default
@@ -131,6 +148,8 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 if isinstance(self.ssl_options, ssl.SSLContext)
                 else ssl_options_to_context(self.ssl_options, server_side=True)
             )
+            if self.protocols.http2:
+                self._tls.set_alpn_protocols(self.protocols.alpn)
         self._protocol = protocol or ("https" if self._tls is not None else "http")
         self._trusted_downstream = set(trusted_downstream or ())
         self._connections: set[ServedConnection] = set()  # type: ignore[assignment]
@@ -258,6 +277,12 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         if self._sweep_timer is None:
             self._schedule_sweep(conn.loop)
 
+    def on_protocol_changed(self, conn: ServedConnection, successor: ServedConnection) -> None:
+        self._connections.discard(conn)
+        self._connections.add(successor)
+        if self._draining:
+            successor.begin_drain()
+
     def on_close(self, server_conn: object) -> None:
         self._connections.discard(cast(ServedConnection, server_conn))
         self._acceptor.room_made()
@@ -265,6 +290,9 @@ class HTTPServer(tornado.httpserver.HTTPServer):
 
     def on_detached(self, conn: ServedConnection, stream: TransportStream) -> None:
         self._connections.discard(conn)
+        self._streams.add(stream)
+
+    def on_stream_detached(self, stream: TransportStream) -> None:
         self._streams.add(stream)
 
     def on_stream_closed(self, stream: TransportStream) -> None:
@@ -395,7 +423,7 @@ def _reader_options(
         if name not in READER_SETTINGS:
             raise TypeError(
                 f"unexpected argument {name!r} of HTTPServer: expected one of Tornado's, of its"
-                f" own, or {', '.join(READER_SETTINGS)}"
+                f" own, or {', '.join((*READER_SETTINGS, *HTTP2_SETTINGS))}"
             )
     # A line may fill the head, unless something else is said.
     for name in ("limit_request_line", "limit_request_field_size"):

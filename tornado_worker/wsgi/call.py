@@ -113,6 +113,12 @@ class WSGICall(httputil.HTTPMessageDelegate):
             size = int(length) if length.isdigit() else MEMORY_MAX + 1
         elif "Transfer-Encoding" in headers:
             size = 0  # not known ahead
+        elif start_line.version == "HTTP/2.0":
+            # No field need announce a body: if there is one, `data_received` finds it.
+            self._limit_body()
+            if "Expect" not in headers:
+                return None
+            size = 0
         else:
             return None
         return self._expect_body(headers, size)
@@ -132,15 +138,11 @@ class WSGICall(httputil.HTTPMessageDelegate):
         self.connection.set_close_callback(self.on_connection_close)
 
     def _expect_body(self, headers: HTTPHeaders, size: int) -> asyncio.Future[None] | None:
-        """Prepare for a body of `size` bytes, 0: it ends with its last chunk."""
+        """Prepare for a body of `size` bytes, 0: nobody knows before its end."""
         container = self._container
-        connection = self.connection
         mailbox = container.mailbox()
-        limit = container.max_body_size
-        if limit is not None:
-            connection.set_max_body_size(limit)
-        connection.oversize_status = 413
-        if size > connection.max_body_size:
+        self._limit_body()
+        if size > self.connection.max_body_size:
             return None  # the server refuses it before it reads any of it
         expects = (
             headers.get("Expect", "").lower() == "100-continue"
@@ -162,10 +164,18 @@ class WSGICall(httputil.HTTPMessageDelegate):
             self._start_timer = mailbox.loop.call_later(_BODY_GRACE_S, self._submit)
         return self._may_continue
 
+    def _limit_body(self) -> None:
+        limit = self._container.max_body_size
+        if limit is not None:
+            self.connection.set_max_body_size(limit)
+        self.connection.oversize_status = 413
+
     def data_received(self, chunk: bytes) -> asyncio.Future[None] | None:
-        if self.body is None or self._done:
+        if self._done or self.output.gone:
             return None
-        return self.body.feed(chunk)
+        if self.body is None and self.start_line.version == "HTTP/2.0":
+            self._expect_body(self._headers, 0)
+        return None if self.body is None else self.body.feed(chunk)
 
     def finish(self) -> None:
         if self.body is not None:

@@ -1,0 +1,469 @@
+"""HTTP/2 on a connection: its streams, from their heads to their ends, and its own end.
+
+It may know heads, HPACK and streams, and never deals with signals, WSGI or listening
+sockets. What is sent is `FrameSender`'s, what is about the connection as a whole
+`FrameReceiver`'s, and what a frame means to an exchange `HTTP2Stream`'s.
+
+Order of events: `FrameReceiver` has a method here called for each frame; requests begin behind
+the last frame of a turn, so that one that is cancelled at once costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from tornado.log import gen_log
+
+from tornado_worker.connection.exchange import RequestConnection
+from tornado_worker.connection.flow import PieceReader
+from tornado_worker.connection.isolation import IsolatedLoop
+from tornado_worker.connection.message_error import MessageError
+from tornado_worker.connection.phase import Phase
+from tornado_worker.connection.transport import hang_up
+from tornado_worker.http2 import frames
+from tornado_worker.http2.errors import ConnectionFault, ErrorCode, StreamFault
+from tornado_worker.http2.frames import END_STREAM, MAX_STREAM_ID
+from tornado_worker.http2.head import Head, MalformedHead, check_trailers, read_head
+from tornado_worker.http2.hpack import Decoder, HeaderListTooLarge
+from tornado_worker.http2.interfaces import HTTP2Server
+from tornado_worker.http2.receiver import FrameReceiver
+from tornado_worker.http2.sender import SendingStream
+from tornado_worker.http2.stream import HTTP2Stream
+from tornado_worker.logs.guard import guarded
+
+__all__ = ["HTTP2Connection", "Upgraded"]
+
+# Streams that are over and whose ids are remembered: frames for them may be on their way.
+_REMEMBERED_MAX = 200
+# How long an idle connection remembers what its client repeats, and how its streams have
+# ended (seconds): 0.7 KB, and up to 10.
+_REMEMBERED_S = 1.0
+
+
+class Upgraded(NamedTuple):
+    """A request of HTTP/1 that goes on as the first stream (RFC 7540 section 3.2)."""
+
+    settings: list[tuple[int, int]]
+    head: Head
+    body: bytes
+
+
+class HTTP2Connection(FrameReceiver):
+    """One connection and its streams; a `connection.served.ServedConnection`."""
+
+    __slots__ = (
+        "_begun",
+        "_decoder",
+        "_draining_since",
+        "_fed",
+        "_head",
+        "_head_fields",
+        "_over",
+        "_peer_leaves",
+        "_watched",
+        "draining",
+        "last_allowed_id",
+        "streams",
+    )
+
+    def __init__(self, server: HTTP2Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
+        super().__init__(server, loop, addresses)
+        self._decoder = Decoder(max_list_size=server.http2.http2_max_header_list_size or 1 << 30)
+        #: Streams by id, until both sides have ended.
+        self.streams: dict[int, HTTP2Stream] = {}
+        #: The latest stream that the client may begin.
+        self.last_allowed_id = MAX_STREAM_ID
+        # Streams whose heads have come in this turn.
+        self._begun: list[HTTP2Stream] = []
+        # Streams whose bodies have come in this turn: the application is called once for all the
+        # frames of a read. With the windows that grow, an upload costs half as much CPU so.
+        self._fed: list[HTTP2Stream] = []
+        # How streams ended, by id: whether we have reset them, and the client may not know.
+        self._over: dict[int, bool] = {}
+        # The latest head, and the fields it was made of: clients repeat it.
+        self._head: Head | None = None
+        self._head_fields: object = None
+        # Streams that wait for the client.
+        self._watched: dict[HTTP2Stream, None] = {}  # an empty set has 150 bytes more
+        #: Whether no stream begins after those on their way.
+        self.draining = False
+        self._draining_since = 0.0
+        # Whether the client begins no more streams.
+        self._peer_leaves = False
+
+    # Beginning
+
+    def take_over(
+        self, transport: Any, context: Any, data: bytes, upgraded: Upgraded | None = None
+    ) -> None:
+        """Go on with a connection of which `data` was read, and not used."""
+        self.transport = transport
+        self.context = context
+        self._inbox.attach(transport)
+        self._reads_pieces = not transport.can_write_eof()
+        transport.set_protocol(PieceReader(self) if self._reads_pieces else self)
+        self._send_preface()
+        if self.draining:
+            self._announce_drain()
+        if upgraded is not None:
+            self.apply_settings(dict(upgraded.settings))
+            # curl before 8 gives up when more than 32 KB come with the 101: the rest of the
+            # window follows when the client's preface does.
+            self._withheld = self.send_window - frames.DEFAULT_MAX_FRAME_SIZE
+            self.send_window -= self._withheld
+            self._last_id = 1
+            stream = self._begin_stream(1, upgraded.head, False)
+            stream.receive(upgraded.body, 0, True)
+            self._begin_streams()
+        if data:
+            self.data_received(data)
+
+    def open_streams(self) -> Mapping[int, HTTP2Stream]:
+        return self.streams
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        transport = self.transport
+        super().connection_lost(exc)
+        self._end_streams(exc)
+        self.server.on_close(self)
+        hang_up(transport)
+
+    def _end_streams(self, error: Exception | None) -> None:
+        self._begun.clear()
+        self._fed.clear()
+        for stream in list(self.streams.values()):
+            stream.on_reset(error)
+
+    # Reading
+
+    def _begin_streams(self) -> None:
+        while self._begun:
+            begun, self._begun = self._begun, []
+            for stream in begun:
+                if not stream.is_over:
+                    stream.begin()
+                if self.transport is None:
+                    return
+
+    def _deliver_bodies(self) -> None:
+        while self._fed:
+            fed, self._fed = self._fed, []
+            for stream in fed:
+                stream.deliver()
+                if self.transport is None:
+                    return
+
+    # Frames
+
+    def _on_headers(self, flags: int, stream_id: int, block: bytes, size: int) -> None:
+        fields: Any
+        too_large = False
+        try:
+            fields = self._decoder.decode(block)
+        except HeaderListTooLarge:
+            fields, too_large = (), True
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._on_trailers(stream, flags, fields)
+            return
+        if stream_id <= self._last_id or not stream_id & 1:
+            if self._over.get(stream_id):
+                return  # the client does not know yet that we have reset it
+            if stream_id in self._over:
+                raise ConnectionFault(
+                    ErrorCode.STREAM_CLOSED, f"HEADERS on stream {stream_id}, which has ended"
+                )
+            raise ConnectionFault(
+                ErrorCode.PROTOCOL_ERROR,
+                f"wrong stream: expected an odd one above {self._last_id}; got {stream_id}",
+            )
+        self._last_id = stream_id
+        if stream_id > self.last_allowed_id or not self._has_room():
+            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "too many streams")
+        if flags & frames.SELF_DEPENDENT:
+            raise StreamFault(
+                stream_id, ErrorCode.PROTOCOL_ERROR, "a stream cannot depend on itself"
+            )
+        try:
+            if too_large:
+                raise MessageError(431, "header section too large")
+            head = self._head if fields is self._head_fields else None
+            if head is None:
+                head = read_head(fields, self.server.rules)
+                self._head, self._head_fields = head, fields
+        except MessageError as e:
+            self._refuse_head(stream_id, flags, fields, e)
+            return
+        self._begin_stream(stream_id, head, bool(flags & END_STREAM))
+
+    def _has_room(self) -> bool:
+        """Whether one stream more may be open (RFC 9113 section 5.1.2)."""
+        limit = self.server.http2.http2_max_concurrent_streams
+        if len(self.streams) < limit:
+            return True
+        # The client does not count those that have ended on both sides, though a handler may
+        # have sent all of its response and still run. There must be an end of these, too.
+        open_ones = sum(not (s.request_ended and s.end_sent) for s in self.streams.values())
+        return open_ones < limit and len(self.streams) < 2 * limit
+
+    def _begin_stream(self, stream_id: int, head: Head, ended: bool) -> HTTP2Stream:
+        if self.phase is not Phase.STREAMS:
+            self._enter(Phase.STREAMS)
+        stream = HTTP2Stream(
+            self, stream_id, head, self._stream_receive_window, self._initial_send_window
+        )
+        stream.waiting_since = self.loop.time()
+        if self._priorities:
+            stream.urgency = self._priorities.pop(stream_id, stream.urgency)
+        self.streams[stream_id] = stream
+        self._begun.append(stream)
+        if ended:
+            stream.end_body()
+        else:
+            self._watched[stream] = None
+        return stream
+
+    def _refuse_head(self, stream_id: int, flags: int, fields: Any, error: MessageError) -> None:
+        """Answer a request that never becomes an exchange, or reset its stream."""
+        guarded(gen_log.info, "Malformed HTTP message from %s: %s", self.context, error)
+        if self.server.observer is not None:
+            values = dict(fields)
+            line = b"%b %b HTTP/2.0" % (values.get(b":method", b""), values.get(b":path", b""))
+            self.server.observer.exchange_failed(self, None, error.status, line)
+        if isinstance(error, MalformedHead):
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, str(error))
+        fields = [(b":status", b"%d" % error.status), (b"content-length", b"0")]
+        block = self.encoder.encode(fields)
+        self.emit(frames.headers_frames(stream_id, block, True, self._frame_max))
+        ended = bool(flags & END_STREAM)
+        self._remember(stream_id, not ended)
+        if not ended:
+            self.emit(frames.rst_stream_frame(stream_id, ErrorCode.NO_ERROR))
+            self._guard.count_reset(self.loop.time())
+
+    def _on_trailers(self, stream: HTTP2Stream, flags: int, fields: Any) -> None:
+        """Take a second header section, which is dropped (RFC 9113 section 8.1)."""
+        if stream.request_ended:
+            raise StreamFault(stream.id, ErrorCode.STREAM_CLOSED, "HEADERS behind the end")
+        if stream.is_tunnel:
+            # RFC 9113 section 8.5: only DATA and what manages the stream.
+            raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "HEADERS in a tunnel")
+        if not flags & END_STREAM:
+            raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "trailers without END_STREAM")
+        try:
+            check_trailers(fields)
+        except MalformedHead as e:
+            raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, str(e)) from None
+        stream.end_body()
+        self._fed.append(stream)
+
+    def _on_data(self, flags: int, stream_id: int, data: bytes, size: int) -> None:
+        self._credit(size)
+        ended = bool(flags & END_STREAM)
+        if not data and not ended:
+            self._guard.count_control_frame(self.loop.time())
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_begun(stream_id, frames.DATA)
+            if not self._over.get(stream_id):
+                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA behind the end")
+        elif stream.request_ended:
+            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA behind the end")
+        else:
+            stream.receive(data, size, ended)
+            if not self._fed or self._fed[-1] is not stream:
+                self._fed.append(stream)
+
+    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes, size: int) -> None:
+        self._check_begun(stream_id, frames.RST_STREAM)
+        self._guard.count_reset(self.loop.time())
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.on_reset(None)
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes, size: int) -> None:
+        self._guard.count_control_frame(self.loop.time())
+        self._peer_leaves = True
+        self._end_if_unused()
+
+    # Streams
+
+    def forget(self, stream: HTTP2Stream) -> None:
+        """Note that nothing more is sent or read on `stream`."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        self._watched.pop(stream, None)
+        self._remember(stream.id, self._over.get(stream.id, False))
+        if not self.streams and self.transport is not None and not self.phase.is_ending:
+            self._enter(Phase.IDLE)
+            self._end_if_unused()
+
+    def note_reset(self, stream: HTTP2Stream) -> None:
+        """Note that we have reset `stream`: what the client has sent meanwhile is no fault."""
+        self._remember(stream.id, True)
+
+    def watch(self, stream: SendingStream) -> None:
+        """Look at `stream` in each sweep, as long as it waits for the client."""
+        assert isinstance(stream, HTTP2Stream)
+        self._watched[stream] = None
+
+    def _remember(self, stream_id: int, was_reset: bool) -> None:
+        self._over[stream_id] = was_reset
+        if len(self._over) > _REMEMBERED_MAX:
+            del self._over[next(iter(self._over))]
+
+    # Ends
+
+    def _end_stream_with(self, fault: StreamFault) -> None:
+        if fault.code is not ErrorCode.REFUSED_STREAM:
+            guarded(gen_log.info, "HTTP/2 error of %s: %s", self.context, fault)
+        self._guard.count_reset(self.loop.time())
+        stream = self.streams.get(fault.stream_id)
+        if stream is not None:
+            stream.reset(fault.code)
+        else:
+            self.emit(frames.rst_stream_frame(fault.stream_id, fault.code))
+            if fault.stream_id <= self._last_id:
+                self._remember(fault.stream_id, True)
+
+    def _end_with(self, fault: ConnectionFault) -> None:
+        """Tell the client what it did wrong, and close (RFC 9113 section 5.4.1)."""
+        guarded(gen_log.info, "HTTP/2 error of %s: %s", self.context, fault)
+        self._say_goodbye(fault.code, fault.reason)
+        # Over TLS too: asyncio gives up a connection, with what was written, if more comes
+        # while it says goodbye.
+        self.linger()
+        self._end_streams(None)
+
+    def _say_goodbye(self, code: ErrorCode, reason: str = "") -> None:
+        self.last_allowed_id = self._last_id
+        self.emit(frames.goaway_frame(self._last_id, code, reason.encode("ascii", "replace")))
+        self.flush()
+
+    def _end_if_unused(self) -> None:
+        """End the connection if nothing is open, and nothing is to come."""
+        if self.streams or self.phase.is_ending or self.transport is None:
+            return
+        drained = self.draining and self.last_allowed_id != MAX_STREAM_ID
+        if drained or self._peer_leaves or self.server.conn_params.no_keep_alive:
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        if self.last_allowed_id == MAX_STREAM_ID:
+            self._say_goodbye(ErrorCode.NO_ERROR)
+        self.flush()
+        self._end_read()
+
+    def _end_read(self) -> None:
+        """End when the client has read what was sent.
+
+        It sends WINDOW_UPDATE while it reads. Closing with that unread would make the kernel
+        reset the connection, and give up what still waits: see `linger`.
+        """
+        if self.transport is None:
+            return
+        if self.transport.can_write_eof():
+            self.linger()
+        else:
+            self.close_written()  # TLS reads on until the client ends its side too
+
+    # For the server
+
+    def exchanges(self) -> list[RequestConnection]:
+        return [stream.exchange for stream in self.streams.values() if stream.exchange is not None]
+
+    def sweep(self, now: float) -> Callable[[], None] | None:
+        ending = super().sweep(now)
+        timeouts = self.server.timeouts
+        if self.phase is Phase.LINGER and now - self.since > timeouts.closing:
+            # Clients leave at a GOAWAY; one that does not must not hold up a drain.
+            return self._end_at_last
+        if ending is not None or self.phase.is_ending:
+            return ending
+        if self.draining and self.last_allowed_id == MAX_STREAM_ID:
+            if now - self._draining_since >= timeouts.drain_grace:
+                return self._end_drain_grace
+        elif self.phase.awaits_request:
+            limit = timeouts.header if self.phase is Phase.NEW else timeouts.idle
+            if now - self.since >= limit:
+                return self._end_idle
+            if self._head is not None and now - self.since >= _REMEMBERED_S:
+                self._forget_details()
+        if self._waits_since is not None and now - self._waits_since > timeouts.header:
+            return self._end_slow_frame
+        if self._watched:
+            for stream in self._watched:
+                if not stream.waits_for_peer or stream.overdue(now, timeouts):
+                    return self._end_overdue_streams
+        return None
+
+    def _forget_details(self) -> None:
+        """Keep little of what is over, for a connection that may be idle for long."""
+        self._head = self._head_fields = None
+        self._decoder.forget_blocks()
+        # Of a stream that we have reset, something may still come; of others, only faults.
+        self._over = {number: True for number, was_reset in self._over.items() if was_reset}
+
+    def _end_slow_frame(self) -> None:
+        self._end_with(
+            ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a frame takes too long to arrive")
+        )
+
+    def _end_overdue_streams(self) -> None:
+        now = self.loop.time()
+        for stream in list(self._watched):
+            if not stream.waits_for_peer:
+                self._watched.pop(stream, None)
+            elif stream.overdue(now, self.server.timeouts):
+                if not stream.end_sent:
+                    what = "writing to" if stream.queued else "reading body from"
+                    guarded(gen_log.info, f"Timeout {what} %s", self.context)
+                stream.reset(ErrorCode.CANCEL)
+
+    def begin_drain(self) -> None:
+        """Begin no stream after those on their way (RFC 9113 section 6.8)."""
+        if self.draining or self.phase.is_ending:
+            return
+        self.draining = True
+        self._draining_since = self.loop.time()
+        if self.transport is not None:
+            self._announce_drain()
+        # Otherwise the preface comes first: SETTINGS are to be the first frame.
+
+    def _announce_drain(self) -> None:
+        if self.last_allowed_id == MAX_STREAM_ID:
+            self.emit(frames.goaway_frame(MAX_STREAM_ID, ErrorCode.NO_ERROR))
+
+    def _end_drain_grace(self) -> None:
+        """What was on its way has come: the streams so far are the last."""
+        self._say_goodbye(ErrorCode.NO_ERROR)
+        self._end_if_unused()
+
+    def cut(self) -> tuple[int, int]:
+        refused = cut = 0
+        for stream in list(self.streams.values()):
+            exchange = stream.exchange
+            if exchange is not None and not exchange.status:
+                stream.fail(exchange, 503)
+                refused += 1
+            elif exchange is not None or (stream.tunnel is not None and not stream.end_sent):
+                cut += 1
+        if self.transport is None:
+            return refused, cut
+        self._say_goodbye(ErrorCode.NO_ERROR)
+        self._end_streams(None)
+        if self.transport is not None:
+            if self.transport.get_write_buffer_size() and cut:
+                self.abort()
+            else:
+                self._end_read()
+        return refused, cut
+
+    handlers: ClassVar = {
+        **FrameReceiver.handlers,
+        frames.DATA: _on_data,
+        frames.HEADERS: _on_headers,
+        frames.RST_STREAM: _on_rst_stream,
+        frames.GOAWAY: _on_goaway,
+    }
