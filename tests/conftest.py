@@ -14,9 +14,8 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tornado.httpserver import HTTPServer
@@ -25,20 +24,18 @@ from tornado.testing import ExpectLog
 
 # Fixtures, for all test modules.
 from helpers.gunicorn_process import gunicorn
+from helpers.loops import NEW_EVENT_LOOP
 from helpers.server_thread import loop_name, serve
-
-uvloop: Any
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
+from helpers.stream_client import PROTOCOL_OPTIONS
+from helpers.tls_files import TLSFiles
+from helpers.wsgi_server import COMBINATIONS, HTTP2_COMBINATION
 
 __all__ = [
-    "TLSFiles",
     "free_port",
     "gunicorn",
     "io_loop",
     "loop_name",
+    "protocol_options",
     "serve",
     "ssl_options",
     "tls",
@@ -48,18 +45,16 @@ __all__ = [
 # runs what Tornado documents as the way to choose an implementation.
 HTTPServer.configure("tornado_worker.HTTPServer")
 
-NEW_EVENT_LOOP: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.new_event_loop
-}
-if uvloop is not None:
-    NEW_EVENT_LOOP["uvloop"] = uvloop.new_event_loop
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "expect_log(logger, regex, level=None, required=True): run the test inside "
         "tornado.testing.ExpectLog with these arguments; may be repeated",
+    )
+    config.addinivalue_line(
+        "markers",
+        "both_protocols: run the test, which uses `serve` or `serve_wsgi`, over HTTP/2 as well",
     )
 
 
@@ -75,6 +70,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.fixturenames.append("io_loop")
     if "io_loop" in metafunc.fixturenames:
         metafunc.parametrize("io_loop", list(NEW_EVENT_LOOP), indirect=True)
+    both = metafunc.definition.get_closest_marker("both_protocols") is not None
+    if "serve_wsgi" in metafunc.fixturenames:
+        combinations = [*COMBINATIONS, HTTP2_COMBINATION] if both else COMBINATIONS
+        metafunc.parametrize("serve_wsgi", combinations, indirect=True)
+    elif both:
+        metafunc.parametrize("protocol_options", list(PROTOCOL_OPTIONS), indirect=True)
+
+
+@pytest.fixture
+def protocol_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Arguments of a server thread that make its connections speak one protocol."""
+    return PROTOCOL_OPTIONS[getattr(request, "param", "h1")]
 
 
 @pytest.fixture
@@ -164,22 +171,6 @@ def free_port() -> int:
 
 
 # -- TLS -----------------------------------------------------------------------
-
-
-class TLSFiles(NamedTuple):
-    """A self-signed certificate for localhost, 127.0.0.1 and ::1, as files."""
-
-    certfile: Path
-    keyfile: Path
-
-    def server_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certfile, self.keyfile)
-        return context
-
-    def client_context(self) -> ssl.SSLContext:
-        """Verify the server against this certificate, and nothing else."""
-        return ssl.create_default_context(cafile=self.certfile)
 
 
 @pytest.fixture(scope="session")

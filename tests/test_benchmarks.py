@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.h2load import H2LoadError, _read
 from benchmarks.profile import _part, _print_shares
 from benchmarks.report import target_lines
 from benchmarks.scenarios import SCENARIOS
@@ -74,3 +75,35 @@ def test_waiting_is_no_part_of_a_profile(capsys: pytest.CaptureFixture[str]) -> 
     _print_shares(f"{asleep} 90\n{busy} 10\n", whole=40.0)
     first = capsys.readouterr().out.splitlines()[2]
     assert first.split() == ["100.0%", "40.00", "tornado"]
+
+
+H2LOAD = """\
+finished in 1.00s, 4260.00 req/s, 354.87KB/s
+requests: 4260 total, 4340 started, 4260 done, {succeeded} succeeded, 0 failed, 0 errored, 0 timeout
+status codes: {codes} 2xx, 0 3xx, 0 4xx, {errors} 5xx
+traffic: 354.87KB (363385) total, 225.38KB (230789) headers (space savings 67.36%), 54.08KB data
+                     min         max         mean         sd        +/- sd
+time for request:      462us     20.72ms    {mean}      1.81ms    90.73%
+"""
+
+
+@pytest.mark.parametrize(("text", "mean_ms"), [("18.67ms", 18.67), ("940us", 0.94), ("1.2s", 1200)])
+def test_the_results_of_h2load_are_read(text: str, mean_ms: float) -> None:
+    output = H2LOAD.format(succeeded=4260, codes=4261, errors=0, mean=text)
+    result = _read(output, 2)
+    assert (result.requests, result.seconds) == (4260, 2.0)
+    assert result.mean_ms == pytest.approx(mean_ms)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        H2LOAD.format(succeeded=4259, codes=4260, errors=0, mean="1ms"),
+        H2LOAD.format(succeeded=4260, codes=4259, errors=1, mean="1ms"),
+        H2LOAD.replace("4260 done", "0 done").format(succeeded=0, codes=0, errors=0, mean="1ms"),
+        "nothing that one knows",
+    ],
+)
+def test_other_than_good_answers_to_h2load_are_an_error(output: str) -> None:
+    with pytest.raises(H2LoadError):
+        _read(output, 1)

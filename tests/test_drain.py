@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tornado_worker
-from conftest import NEW_EVENT_LOOP
+from helpers.loops import NEW_EVENT_LOOP
 from helpers.waiting import DEADLINE_S
 from tornado_worker.drain import Draining
 

@@ -84,7 +84,7 @@ USES = {
 
 
 # Documented in spite of their underscores.
-DOCUMENTED = {"_current_frames", "_exit", "_getframe", "_make", "_thread"}
+DOCUMENTED = {"_current_frames", "_exit", "_getframe", "_make", "_replace", "_thread"}
 # Made by `abc`, for each class.
 MADE = {"_abc_impl"}
 # Of Tornado 6.5 only: `connection.fields` asks at import what HTTPHeaders stores.
@@ -132,7 +132,8 @@ def _private_names_of_others() -> Iterator[tuple[str, str]]:
         return own[name].union(*map(members, bases[name])) if name in own else set()
 
     for path, tree in TREES.items():
-        of_module = set().union(*(members(definition.name) for definition in _classes(tree)))
+        of_module = {definition.name for definition in _classes(tree)}
+        of_module = of_module.union(*map(members, of_module))
         of_self: dict[ast.AST, set[str]] = {
             node: members(definition.name)
             for definition in _classes(tree)

@@ -14,7 +14,7 @@ import pytest
 from helpers.gunicorn_process import REPOSITORY
 
 # Ids of parametrized tests, which have no function of that name: loops, servers, agents.
-IDS = {"uvloop", "stock", "newrelic", "NewRelic"}
+IDS = {"uvloop", "asyncio", "tls", "stock", "newrelic", "NewRelic"}
 
 tox = configparser.ConfigParser(interpolation=None)
 tox.read(REPOSITORY / "tox.ini")
@@ -31,10 +31,10 @@ def selected() -> set[str]:
 
 
 def names_of_tests() -> str:
-    """Return the names of all files and functions, a line each."""
+    """Return the names of all folders, files and functions, a line each."""
     names = []
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
-        names.append(path.stem)
+        names += [path.parent.name, path.stem]
         names += [
             node.name
             for node in ast.walk(ast.parse(path.read_text()))

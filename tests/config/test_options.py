@@ -19,8 +19,7 @@ from tornado_worker.config.options import (
     find_strangers,
     markdown_tables,
 )
-from tornado_worker.config.server_arguments import SETTINGS_FOR
-from tornado_worker.http1.reader import READER_SETTINGS
+from tornado_worker.config.server_arguments import SAME_NAMES, SETTINGS_FOR
 from tornado_worker.server.server import HTTPServer
 from tornado_worker.wsgi.body import SPOOL_SIZE
 
@@ -50,9 +49,9 @@ def test_every_constant_of_the_worker_is_in_the_table():
 
 
 def test_every_argument_of_the_server_is_an_option_or_a_setting():
-    arguments = set(inspect.signature(HTTPServer.initialize).parameters) - {"reader_options"}
+    arguments = set(inspect.signature(HTTPServer.initialize).parameters) - {"options"}
     arguments -= {"self", "request_callback", "policy"}
-    settings = set(READER_SETTINGS) | set(SETTINGS_FOR)
+    settings = set(SAME_NAMES) | set(SETTINGS_FOR)
     assert arguments <= set(SERVER_OPTIONS) | settings
     assert not settings & set(SERVER_OPTIONS)
 

@@ -192,6 +192,7 @@ class Gate:
 # -- one connection --------------------------------------------------------------
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("next_path", ["whoami", "wsgi"])
 def test_handler_that_goes_on_after_its_whole_body_is_alone(serve: Serve, next_path: str) -> None:
     gate = Gate()
@@ -269,6 +270,7 @@ def test_request_behind_a_response_that_its_client_takes_slowly_is_alone(serve: 
     guard.check_let_go()
 
 
+@pytest.mark.both_protocols
 def test_way_back_from_wsgi_threads_is_nobodys(serve: Serve) -> None:
     """The first WSGI request's, on any connection, for the life of the process."""
     found: list[Guard] = []
@@ -284,6 +286,7 @@ def test_way_back_from_wsgi_threads_is_nobodys(serve: Serve) -> None:
     guard.check_let_go()
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("size", [10, 300_000])
 def test_calls_of_one_request_share_a_context(serve: Serve, size: int) -> None:
     guard = guarded()
@@ -339,6 +342,7 @@ def test_delegate_that_is_released_by_another_request_stays_alone(serve: Serve) 
         assert seen == (NOBODY if what == "headers" else path), (what, path)
 
 
+@pytest.mark.both_protocols
 def test_coroutine_that_a_delegate_returns_shares_the_context(serve: Serve) -> None:
     notes: list[str] = []
 

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from tornado import httputil
 
-from conftest import TLSFiles
 from helpers.demo_process import need_program
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"

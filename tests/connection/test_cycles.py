@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from tornado import web, websocket
 
-from conftest import TLSFiles
 from helpers.server_thread import Client, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 from tornado_worker import WSGIContainer
 

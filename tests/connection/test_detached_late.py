@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tornado import httputil
 
-from conftest import TLSFiles
 from helpers.server_thread import Message, Messages, Serve
+from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

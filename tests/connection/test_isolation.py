@@ -118,7 +118,7 @@ def test_the_application_is_called_in_the_context_of_its_request(module: str) ->
         if isinstance(call.func, ast.Attribute)
         and call.func.attr in APPLICATION
         and ast.unparse(call.func.value).rpartition(".")[2] in ("delegate", "server")
-        and where != "http1/connection._tell_head"
+        and where != "connection/delivery._tell_head"
     ]
     assert wrong == []
 

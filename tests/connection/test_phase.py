@@ -15,6 +15,8 @@ from helpers.detached import GET
 from helpers.server_thread import Client, Message, Messages, Serve, eventually
 from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.phase import CHANGES, Phase
+from tornado_worker.http2.frames import PREFACE, data_frame, headers_frames, settings_frame
+from tornado_worker.http2.hpack import Encoder
 
 FOLDER = Path(tornado_worker.__file__).parent
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
@@ -109,6 +111,34 @@ CASES = {
 }
 
 
+HTTP2: dict[str, Any] = {"http_protocols": "h2", "http2_cleartext": "prior-knowledge"}
+SETTINGS = PREFACE + settings_frame(())
+FIELDS = ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a"))
+STREAM = headers_frames(1, Encoder().encode(FIELDS), True, 16384)
+# The connection of HTTP/1 hands its transport to another object, which is new.
+CASES |= {
+    "two streams": Case(
+        [SETTINGS, STREAM, STREAM.replace(b"\0\0\0\1", b"\0\0\0\3", 1)],
+        "DETACHED STREAMS IDLE STREAMS IDLE CLOSED",
+        options=HTTP2,
+    ),
+    "no second stream": Case(
+        [SETTINGS + STREAM],
+        "DETACHED STREAMS IDLE LINGER CLOSED",
+        options=HTTP2 | {"keepalive_timeout": 0.1},
+    ),
+    "a fault before all streams": Case(
+        [SETTINGS, data_frame(1, b"", True)], "DETACHED LINGER CLOSED", options=HTTP2
+    ),
+    "a fault on a stream's connection": Case(
+        [SETTINGS + STREAM, data_frame(3, b"", True)],
+        "DETACHED STREAMS LINGER CLOSED",
+        NO_RESPONSE,
+        HTTP2,
+    ),
+}
+
+
 def phases_of(case: Case) -> list[Phase]:
     return [getattr(Phase, name) for name in case.phases.split()]
 
@@ -146,11 +176,16 @@ def test_connection_goes_through_its_phases(serve: Serve, entered: list[Phase], 
     eventually(lambda: entered == expected, f"{expected} but {entered}")
     eventually(lambda: not server.connections)
     if name in LOGGED:
-        serve.logs.expect("re:.* (Malformed HTTP message|Timeout reading body) from .*")
+        serve.logs.expect("re:.* (Malformed HTTP message|Timeout reading body|HTTP/2 error) .*")
 
 
 #: Those of which the server tells.
-LOGGED = {"a refused head", "a slow client"}
+LOGGED = {
+    "a refused head",
+    "a slow client",
+    "a fault before all streams",
+    "a fault on a stream's connection",
+}
 
 
 def receive_until_end(client: Client) -> None:
@@ -164,7 +199,8 @@ def test_every_change_of_the_table_has_a_case() -> None:
     seen = {
         change
         for case in CASES.values()
-        for change in itertools.pairwise([Phase.NEW, *phases_of(case)])
+        for before, after in itertools.pairwise([Phase.NEW, *phases_of(case)])
+        for change in [(Phase.NEW if before is Phase.DETACHED else before, after)]
     }
     assert {
         (phase, after)

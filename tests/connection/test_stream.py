@@ -17,9 +17,9 @@ import pytest
 from tornado import httputil, web, websocket
 from tornado.iostream import IOStream, StreamBufferFullError, StreamClosedError
 
-from conftest import TLSFiles
 from helpers.detached import GET, KERNEL, Detached
 from helpers.server_thread import Messages, Serve
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection import stream as stream_module
 from tornado_worker.connection.stream import TransportStream

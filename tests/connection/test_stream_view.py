@@ -23,8 +23,8 @@ from tornado.iostream import (
     StreamClosedError,
 )
 
-from conftest import TLSFiles
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -241,6 +241,12 @@ class Client:
         del self._buffer[:count]
         return data
 
+    def take_buffered(self) -> bytes:
+        """Return what has been read of the socket and not been asked for."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
     def receive_until(self, delimiter: bytes) -> bytes:
         while delimiter not in self._buffer:
             data = self._recv()
@@ -446,9 +452,11 @@ class ServerThread:
         sockets: Callable[[], list[socket.socket]] | None = None,
         kernel_buffer: int | None = None,
         client_tls: ssl.SSLContext | None = None,
+        client_class: type[Client] = Client,
         **options: Any,
     ) -> None:
         self._app = app
+        self._client_class = client_class
         self._options = options
         self._sockets = sockets or (lambda: bind_sockets(0, "127.0.0.1"))
         self._kernel_buffer = kernel_buffer
@@ -546,7 +554,7 @@ class ServerThread:
         except OSError:
             sock.close()
             raise
-        client = Client(self, sock)
+        client = self._client_class(self, sock)
         self._clients.append(client)
         self.turn(8)  # accepted, and made a connection of
         return client
@@ -582,15 +590,16 @@ class ServerThread:
 
 
 class Serve:
-    """Starts servers for one test; what the `serve` fixture is."""
+    """Starts servers for one test, with `defaults`; what the `serve` fixture is."""
 
-    def __init__(self, loop: str, logs: Logs) -> None:
+    def __init__(self, loop: str, logs: Logs, defaults: dict[str, Any]) -> None:
         self.loop = loop
         self.logs = logs
+        self.defaults = defaults
         self.servers: list[ServerThread] = []
 
     def __call__(self, app: Any, **options: Any) -> ServerThread:
-        options = {"loop": self.loop, **options}
+        options = {"loop": self.loop, **self.defaults, **options}
         server = ServerThread(app, **options)
         self.servers.append(server)
         return server
@@ -604,11 +613,11 @@ def loop_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def serve(loop_name: str) -> Iterator[Serve]:
+def serve(loop_name: str, protocol_options: dict[str, Any]) -> Iterator[Serve]:
     """Start an HTTPServer in a thread: `serve(app, **options) -> ServerThread`."""
     logs = Logs()
     with logs.captured():
-        serve = Serve(loop_name, logs)
+        serve = Serve(loop_name, logs, protocol_options)
         try:
             yield serve
         finally:

@@ -18,6 +18,7 @@ from tornado.httpserver import HTTPServer as TornadoHTTPServer
 from tornado.routing import RuleRouter
 
 from helpers.server_thread import Client, Logs, ServerThread
+from helpers.stream_client import PROTOCOL_OPTIONS
 from helpers.waiting import eventually
 from tornado_worker import HTTPServer, WSGIContainer
 
@@ -72,10 +73,11 @@ class WSGIServer(ServerThread):
 class ServeWSGI:
     """Starts servers for one test; `stock` tells whose."""
 
-    def __init__(self, stock: bool, loop: str, logs: Logs) -> None:
+    def __init__(self, stock: bool, loop: str, logs: Logs, defaults: dict[str, Any]) -> None:
         self.stock = stock
         self.loop = loop
         self.logs = logs
+        self.defaults = defaults
         self.servers: list[WSGIServer] = []
 
     def __call__(
@@ -98,7 +100,7 @@ class ServeWSGI:
             stock=self.stock,
             container=container,
             loop=self.loop,
-            **(server or {}),
+            **{**self.defaults, **(server or {})},
         )
         self.servers.append(thread)
         return thread
@@ -111,25 +113,28 @@ class ServeWSGI:
             stock=self.stock,
             container=next(iter(containers.values())),
             loop=self.loop,
+            **self.defaults,
         )
         self.servers.append(thread)
         return thread
 
 
+# For the hook in conftest.py: whether the server is Tornado's, its loop, the protocol.
 COMBINATIONS = [
-    pytest.param((stock, loop), id=f"{'stock' if stock else 'ours'}-{loop}")
+    pytest.param((stock, loop, "h1"), id=f"{'stock' if stock else 'ours'}-{loop}")
     for stock in (False, True)
     for loop in (["asyncio"] if uvloop is None else ["asyncio", "uvloop"])
 ]
+HTTP2_COMBINATION = pytest.param((False, "asyncio", "h2"), id="ours-asyncio-h2")
 
 
-@pytest.fixture(params=COMBINATIONS)
+@pytest.fixture
 def serve_wsgi(request: pytest.FixtureRequest) -> Iterator[ServeWSGI]:
-    stock, loop = request.param
+    stock, loop, protocol = request.param
     before = set(threading.enumerate())
     logs = Logs()
     with logs.captured():
-        serve = ServeWSGI(stock, loop, logs)
+        serve = ServeWSGI(stock, loop, logs, PROTOCOL_OPTIONS[protocol])
         try:
             yield serve
         finally:

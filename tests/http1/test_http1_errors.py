@@ -16,9 +16,9 @@ import tornado
 from tornado import httputil, web
 from tornado.iostream import StreamClosedError
 
-from conftest import TLSFiles
 from helpers.raw_response import ERROR, raw
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -144,6 +144,7 @@ def test_closed_stream_of_a_tls_client_that_does_not_answer_goes(
     eventually(lambda: app.messages and not server.connections)
 
 
+@pytest.mark.both_protocols
 def test_failing_on_connection_close_is_logged(serve: Serve) -> None:
     app = Messages(on_close=boom)
     server = serve(app)
@@ -154,6 +155,7 @@ def test_failing_on_connection_close_is_logged(serve: Serve) -> None:
     serve.logs.expect(BOOM)
 
 
+@pytest.mark.both_protocols
 def test_failing_close_callback_is_logged(serve: Serve) -> None:
     app = Messages(on_finish=lambda m: m.conn.set_close_callback(boom))
     server = serve(app)
@@ -192,6 +194,7 @@ def test_input_error_of_a_delegate_is_answered_with_400(serve: Serve, step: str)
     serve.logs.expect("INFO tornado.general: Malformed HTTP message from 127.0.0.1: not this")
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("step", ["on_headers", "on_data"])
 def test_future_that_fails_after_the_client_left_is_logged_once(serve: Serve, step: str) -> None:
     go = asyncio.Event()
@@ -442,6 +445,7 @@ def failing_client(serve: Serve, where: str) -> tuple[Client, Callable[[], None]
     return client, check
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize(
     ("where", "status"), [("now", 500), ("later", 500), ("http", 418), ("finished", 200)]
 )
@@ -454,6 +458,7 @@ def test_handler_that_fails_is_answered_for_and_the_connection_goes_on(
     check()
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("where", ["twice", "written"])
 def test_handler_that_goes_on_after_finish_has_been_answered_for(serve: Serve, where: str) -> None:
     client, check = failing_client(serve, where)
@@ -474,6 +479,7 @@ def test_handler_that_fails_after_flush_does_not_look_whole(serve: Serve) -> Non
     )
 
 
+@pytest.mark.both_protocols
 def test_handler_that_fails_after_flush_of_a_chunk_ends_the_response(serve: Serve) -> None:
     """Tornado finishes such a response; what matters is that the framing holds."""
     client, check = failing_client(serve, "flushed")
@@ -483,6 +489,7 @@ def test_handler_that_fails_after_flush_of_a_chunk_ends_the_response(serve: Serv
     serve.logs.expect("ERROR tornado.general: Cannot send error response after headers written")
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("where", ["latin", "latin-flushed"])
 def test_handler_with_a_field_that_cannot_be_sent_is_answered_with_500(
     serve: Serve, where: str
@@ -522,6 +529,7 @@ class Cancelled(web.RequestHandler):
         await asyncio.sleep(1)
 
 
+@pytest.mark.both_protocols
 def test_handler_that_is_cancelled_leaves_nothing_behind(serve: Serve) -> None:
     """Tornado answers for it from 6.6 on; before, the connection waits for its client."""
     server = serve(web.Application([("/", Cancelled)]))

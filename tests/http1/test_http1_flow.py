@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tornado import httputil, web
 
-from conftest import TLSFiles
 from helpers.server_thread import Client, Message, Messages, Serve, ServerThread, uvloop
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.flow import PIECE_MAX
 
@@ -147,6 +147,7 @@ class EveryOther(httputil.HTTPServerConnectionDelegate):
         return Others(conn)
 
 
+@pytest.mark.both_protocols
 def test_servers_in_two_threads_read_what_their_own_clients_send(serve: Serve) -> None:
     def upload(byte: bytes, server: ServerThread) -> bytes:
         with server.connect() as client:
@@ -160,6 +161,7 @@ def test_servers_in_two_threads_read_what_their_own_clients_send(serve: Serve) -
         assert list(executor.map(upload, (b"x", b"y"), servers)) == [b"", b""]
 
 
+@pytest.mark.both_protocols
 def test_client_that_leaves_in_the_middle_of_a_long_body_is_noticed(serve: Serve) -> None:
     app = Messages()
     server = serve(app)
@@ -190,6 +192,7 @@ def test_body_nobody_asked_for_yet_stops_the_client(serve: Serve, options: dict[
     assert client.response().body == str(TOTAL).encode()
 
 
+@pytest.mark.both_protocols
 def test_consumer_is_given_pieces_no_larger_than_chunk_size(serve: Serve) -> None:
     sizes: list[int] = []
     app = Messages(on_data=lambda m, chunk: sizes.append(len(chunk)))

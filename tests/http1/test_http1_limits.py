@@ -17,8 +17,8 @@ import pytest
 import tornado
 from tornado import web
 
-from conftest import TLSFiles
 from helpers.server_thread import Client, Message, Messages, Serve
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+import tornado_worker.connection.authority
 import tornado_worker.http1.chunks
-import tornado_worker.http1.host
 import tornado_worker.http1.reader
 from tornado_worker.http1.chunks import CHUNKS_MAX
 from tornado_worker.http1.framing import Framing
@@ -236,8 +236,8 @@ def test_hosts_do_not_fill_the_memory() -> None:
     for number in range(300):
         host = b"%d.example.%b" % (number, b"x" * number)
         assert read(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")[0].complete
-    assert len(tornado_worker.http1.host._known) <= 100
-    assert max(map(len, tornado_worker.http1.host._known)) <= 256
+    assert len(tornado_worker.connection.authority._known) <= 100
+    assert max(map(len, tornado_worker.connection.authority._known)) <= 256
 
 
 def test_a_line_that_is_remembered_is_checked_as_every_other() -> None:

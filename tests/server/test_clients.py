@@ -23,9 +23,9 @@ import pytest
 from tornado import web, websocket
 from tornado.iostream import StreamClosedError
 
-from conftest import TLSFiles
 from helpers.demo_process import CHROMIUM_ARGUMENTS, need_module, need_program
 from helpers.server_thread import Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 
 BODY = bytes(range(256)) * 4096  # 1 MB

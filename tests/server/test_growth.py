@@ -26,8 +26,8 @@ from typing import Any
 
 import pytest
 
-from conftest import TLSFiles
 from helpers.server_thread import LOOPS
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S
 
 FULL = os.environ.get("GROWTH") == "full"

@@ -19,8 +19,8 @@ from tornado import httputil, web
 from tornado.netutil import bind_sockets, bind_unix_socket
 
 import tornado_worker
-from conftest import TLSFiles
 from helpers.server_thread import Client, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.server import acceptor, server
 

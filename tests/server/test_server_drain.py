@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tornado import httputil, web
 
-from conftest import TLSFiles
 from helpers.server_thread import Message, Messages, Serve, ServerThread
+from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
 from tornado_worker.connection.timeouts import Timeouts
 from tornado_worker.server import server

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
+from helpers.tls_files import TLSFiles
 
 Start = Callable[..., GunicornProcess]
 

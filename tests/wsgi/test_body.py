@@ -95,6 +95,7 @@ def test_file_methods(
 
 
 # What the validator's wrapper does not have.
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("view", [lambda s: s.read(), lambda s: s.read(-1), lambda s: s.read(None)])
 @pytest.mark.parametrize("size", [0, 10, BIG])
 def test_read_without_size_reads_to_the_end(
@@ -108,12 +109,14 @@ def test_read_without_size_reads_to_the_end(
     assert client.response().body == body
 
 
+@pytest.mark.both_protocols
 def test_no_body_reads_as_empty(serve_wsgi: ServeWSGI) -> None:
     client = serve_wsgi(app_of(lambda stream: stream.read(10))).connect()
     assert client.get().body == b""
     assert post(client, b"") == b""
 
 
+@pytest.mark.both_protocols
 def test_an_empty_chunked_body(serve_wsgi: ServeWSGI) -> None:
     client = serve_wsgi(app_of(lambda stream: stream.read(10))).connect()
     client.send(chunked())
@@ -123,6 +126,7 @@ def test_an_empty_chunked_body(serve_wsgi: ServeWSGI) -> None:
 # -- while it arrives ------------------------------------------------------------
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("length", [10, BIG])
 def test_a_body_is_readable_while_it_arrives(serve_wsgi: ServeWSGI, length: int) -> None:
     read: list[bytes] = []
@@ -162,6 +166,7 @@ def test_a_chunked_conversation(serve_wsgi: ServeWSGI) -> None:
     client.expect(b"0\r\n\r\n")
 
 
+@pytest.mark.both_protocols
 def test_a_short_body_is_whole_before_it_takes_a_thread(serve_wsgi: ServeWSGI) -> None:
     kinds = []
 
@@ -181,6 +186,7 @@ def test_a_short_body_is_whole_before_it_takes_a_thread(serve_wsgi: ServeWSGI) -
 # -- memory and disk -------------------------------------------------------------
 
 
+@pytest.mark.both_protocols
 def test_what_is_not_read_goes_to_disk_in_tmp_upload_dir(
     serve_wsgi: ServeWSGI, tmp_path: Path
 ) -> None:
@@ -206,6 +212,7 @@ def test_what_is_not_read_goes_to_disk_in_tmp_upload_dir(
     eventually(lambda: not open_files(tmp_path), "the file is closed")
 
 
+@pytest.mark.both_protocols
 def test_an_application_that_reads_never_meets_the_disk(
     serve_wsgi: ServeWSGI, tmp_path: Path
 ) -> None:
@@ -223,6 +230,7 @@ def test_an_application_that_reads_never_meets_the_disk(
     assert files == []
 
 
+@pytest.mark.both_protocols
 def test_a_body_read_in_turns_with_its_arrival_is_in_order(
     serve_wsgi: ServeWSGI, tmp_path: Path
 ) -> None:
@@ -254,6 +262,7 @@ def test_a_body_read_in_turns_with_its_arrival_is_in_order(
     assert client.response().body == hashlib.sha256(body).hexdigest().encode()
 
 
+@pytest.mark.both_protocols
 def test_a_full_disk_is_an_error_of_read(serve_wsgi: ServeWSGI) -> None:
     errors: list[OSError] = []
 
@@ -292,6 +301,7 @@ def memory_now() -> int:
     raise AssertionError
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
 def test_a_large_upload_stays_out_of_memory(
     serve_wsgi: ServeWSGI, tmp_path: Path, reads: bool
@@ -366,6 +376,7 @@ def test_100_continue_is_not_sent_when_the_body_is_not_wanted(serve_wsgi: ServeW
     assert client.receive_all() == b""  # closed: whether the body comes cannot be known
 
 
+@pytest.mark.both_protocols
 def test_100_continue_with_the_body_right_behind(serve_wsgi: ServeWSGI) -> None:
     client = serve_wsgi(app_of(lambda stream: stream.read(5))).connect()
     for _ in range(2):
@@ -379,6 +390,7 @@ def test_100_continue_with_the_body_right_behind(serve_wsgi: ServeWSGI) -> None:
 # -- bodies that are not read, or do not come ------------------------------------------
 
 
+@pytest.mark.both_protocols
 def test_an_unread_body_does_not_poison_the_next_request(serve_wsgi: ServeWSGI) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", TEXT)
@@ -406,6 +418,7 @@ def test_a_long_body_left_unread_ends_the_connection(serve_wsgi: ServeWSGI, tmp_
     assert open_files(tmp_path) == []
 
 
+@pytest.mark.both_protocols
 @pytest.mark.parametrize("sent", [0, 5, BIG // 2])
 @pytest.mark.parametrize("leave", ["close", "reset"])
 def test_a_client_that_stops_half_way_is_an_error_of_read(
@@ -434,6 +447,7 @@ def test_a_client_that_stops_half_way_is_an_error_of_read(
     eventually(lambda: not server.container.running(), "the thread is free")
 
 
+@pytest.mark.both_protocols
 def test_a_read_behind_the_end_of_a_request_is_an_error(serve_wsgi: ServeWSGI) -> None:
     streams: list[Any] = []
 
@@ -473,6 +487,7 @@ def test_a_broken_chunk_is_an_error_of_read(serve_wsgi: ServeWSGI) -> None:
     )
 
 
+@pytest.mark.both_protocols
 def test_a_client_that_leaves_before_its_body_took_a_thread_never_runs(
     serve_wsgi: ServeWSGI,
 ) -> None:
@@ -501,6 +516,7 @@ def start_upload(server: WSGIServer) -> Client:
     return client
 
 
+@pytest.mark.both_protocols
 def test_slow_uploads_never_take_the_last_thread(serve_wsgi: ServeWSGI) -> None:
     def view(stream: Any) -> bytes:
         count = 0

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
+from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 from helpers.wsgi_server import ServeWSGI, request, serve_wsgi
 

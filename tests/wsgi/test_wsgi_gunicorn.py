@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TLSFiles
 from helpers.gunicorn_process import GunicornProcess
+from helpers.tls_files import TLSFiles
 from helpers.waiting import read_all
 
 Gunicorn = Callable[..., GunicornProcess]
