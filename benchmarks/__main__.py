@@ -21,7 +21,8 @@ from pathlib import Path
 from benchmarks.command_line import end_in_order, positive_float, positive_int
 from benchmarks.environment import describe_environment
 from benchmarks.floor import measure_floor
-from benchmarks.loads import Plan, Sample, WrkLoad
+from benchmarks.h2load import H2LoadError, h2load_version
+from benchmarks.loads import H2Load, Plan, Sample, WrkLoad
 from benchmarks.measure import MachineUse, await_quiet, choose_cores, raise_open_file_limit
 from benchmarks.report import (
     environment_lines,
@@ -165,6 +166,12 @@ def _chosen_scenarios(
         if scenario.tls and shutil.which("openssl") is None:
             print(f"left out: {scenario.name} (no openssl command)", file=sys.stderr)
             continue
+        if isinstance(scenario.load, H2Load) and h2load_version() is None:
+            print(
+                f"left out: {scenario.name} (no h2load; on Debian: apt-get install nghttp2-client)",
+                file=sys.stderr,
+            )
+            continue
         if names:
             chosen.append((scenario, names))
     return chosen
@@ -193,7 +200,7 @@ def _run_scenario(
             try:
                 try:
                     sample, about = take(scenario, WORKERS[name], plan)
-                except WrkError as error:  # a busy machine may starve wrk for its whole second
+                except (WrkError, H2LoadError) as error:  # a busy machine may starve it
                     print(f"{scenario.name}: {name} again: {error}", file=sys.stderr)
                     sample, about = take(scenario, WORKERS[name], plan)
             except Exception as error:  # whatever it is, the other workers go on

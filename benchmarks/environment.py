@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.h2load import h2load_version
 from benchmarks.server_process import REPOSITORY
 from benchmarks.wrk import wrk_version
 
@@ -16,7 +17,7 @@ __all__ = ["describe_environment"]
 
 DISTRIBUTIONS = (
     *("gunicorn", "tornado", "gunicorn_h1c", "uvloop", "gevent", "uvicorn", "uvicorn-worker"),
-    *("httptools", "aiohttp"),
+    *("httptools", "aiohttp", "h2", "hypercorn", "granian"),
 )
 
 
@@ -30,6 +31,7 @@ def describe_environment(
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": {name: _version(name) for name in DISTRIBUTIONS},
         "wrk": wrk_version(),
+        "h2load": h2load_version(),
         "revision": _revision(),
         "server_cores": list(server_cores) or "not pinned",
         "client_cores": list(client_cores) or "not pinned",

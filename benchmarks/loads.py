@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from benchmarks.apps.content import STREAM_BYTES
+from benchmarks.h2load import H2LoadRequest, run_h2load
 from benchmarks.measure import Heartbeat, open_file_limit, pinned
 from benchmarks.server_process import REPOSITORY, ServerProcess
 from benchmarks.wrk import WrkRequest, run_wrk
@@ -24,6 +25,7 @@ from benchmarks.wrk import WrkRequest, run_wrk
 __all__ = [
     "Broadcast",
     "EchoLoad",
+    "H2Load",
     "IdleMemory",
     "Load",
     "ManyPolls",
@@ -94,6 +96,27 @@ class WrkLoad:
 
 
 @dataclass(frozen=True)
+class H2Load:
+    """A browser's request, over and over, in the protocol that the worker is to speak."""
+
+    request: H2LoadRequest = field(default_factory=H2LoadRequest)
+    metric: str = "cpu_us"
+
+    def run(self, server: ServerProcess, plan: Plan) -> Sample:
+        http2 = server.worker.http2
+        run_h2load(self.request, http2, server.url, 1, plan.client_cores)
+        before = server.cpu_s
+        result = run_h2load(self.request, http2, server.url, plan.seconds, plan.client_cores)
+        used = server.cpu_s - before
+        return {
+            "cpu_us": used / result.requests * 1e6,
+            "requests_per_s": result.requests / result.seconds,
+            "mean_ms": result.mean_ms,
+            "rss_mb": server.memory.rss / MIB,
+        }
+
+
+@dataclass(frozen=True)
 class StreamLoad:
     """One large body after the other, on one connection."""
 
@@ -114,7 +137,7 @@ class StreamLoad:
         }
 
     def _transfer(self, server: ServerProcess, plan: Plan, times: int) -> list[float]:
-        arguments = [self.direction, str(server.port), str(times)]
+        arguments = [_protocol(server), self.direction, str(server.port), str(times)]
         found: list[float] = _run_client("stream", arguments, plan)
         return found
 
@@ -140,7 +163,7 @@ class EchoLoad:
         }
 
     def _echo(self, server: ServerProcess, plan: Plan, seconds: float) -> dict[str, float]:
-        arguments = [str(server.port), str(self.connections), str(seconds)]
+        arguments = [_protocol(server), str(server.port), str(self.connections), str(seconds)]
         found: dict[str, float] = _run_client("websocket", arguments, plan)
         return found
 
@@ -162,17 +185,18 @@ class IdleMemory:
 
 @dataclass(frozen=True)
 class PollMemory:
-    """Memory for requests that wait for a message."""
+    """Memory for requests that wait for a message; with HTTP/2, `streams` on a connection."""
 
-    connections: int = 5000
-    metric: str = "kb_per_connection"
+    polls: int = 5000
+    streams: int = 100
+    metric: str = "kb_per_poll"
 
     def run(self, server: ServerProcess, plan: Plan) -> Sample:
-        with HoldingClient(server, plan) as client:
+        with HoldingClient(server, plan, self.streams) as client:
             client.warm_up()
             before = server.memory
-            opened_s = client.open_polls(self.connections)
-            return _memory_sample(server, before, self.connections) | {"open_s": opened_s}
+            opened_s = client.open_polls(self.polls)
+            return _memory_sample(server, before, self.polls, "poll") | {"open_s": opened_s}
 
 
 @dataclass(frozen=True)
@@ -276,12 +300,16 @@ class NewRequests:
 class HoldingClient:
     """The process of clients/hold.py, and the server's count of waiting polls."""
 
-    def __init__(self, server: ServerProcess, plan: Plan) -> None:
+    def __init__(self, server: ServerProcess, plan: Plan, streams: int = 1) -> None:
         self._server = server
         self._cores = plan.client_cores
+        # Requests on each connection.
+        self._requests = streams if server.worker.http2 else 1
 
     def __enter__(self) -> HoldingClient:
-        command = [sys.executable, "-m", "benchmarks.clients.hold", str(self._server.port)]
+        streams = self._requests if self._server.worker.http2 else 0
+        command = [sys.executable, "-m", "benchmarks.clients.hold"]
+        command += [str(self._server.port), str(streams)]
         with pinned(self._cores):
             self._process = subprocess.Popen(
                 command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -308,7 +336,7 @@ class HoldingClient:
 
     def warm_up(self) -> None:
         """Bring caches and allocator into the state of a server in use."""
-        self.tell("open", count=1000, path="/", wait=True)
+        self.tell("open", count=1000 // self._requests, path="/", wait=True)
         self.tell("close")
         time.sleep(0.2)
 
@@ -321,7 +349,7 @@ class HoldingClient:
         began = time.monotonic()
         for done in range(0, count, OPEN_STEP):
             step = min(OPEN_STEP, count - done)
-            self.tell("open", count=step, path="/poll", wait=False)
+            self.tell("open", count=step // self._requests, path="/poll", wait=False)
             self.await_waiting(done + step)
         return time.monotonic() - began
 
@@ -337,12 +365,18 @@ class HoldingClient:
         return self.tell("broadcast", path="/publish", message="news for everybody")
 
 
-def _memory_sample(server: ServerProcess, before: Any, count: int) -> Sample:
+def _protocol(server: ServerProcess) -> str:
+    return "h2" if server.worker.http2 else "h1"
+
+
+def _memory_sample(
+    server: ServerProcess, before: Any, count: int, what: str = "connection"
+) -> Sample:
     time.sleep(0.5)
     after = server.memory
     return {
-        "kb_per_connection": (after.rss - before.rss) / count / 1024,
-        "pss_kb_per_connection": (after.pss - before.pss) / count / 1024,
+        f"kb_per_{what}": (after.rss - before.rss) / count / 1024,
+        f"pss_kb_per_{what}": (after.pss - before.pss) / count / 1024,
         "rss_mb": after.rss / MIB,
     }
 

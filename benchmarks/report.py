@@ -35,11 +35,17 @@ def scenario_lines(
     columns = [main]
     for worker_samples in samples.values():
         columns += [name for name in worker_samples[0] if name not in columns]
-    head = ["worker", _title(main), "spread", f"ratio to {BASELINE}", *map(_title, columns[1:])]
+    head = [
+        "worker",
+        _title(main),
+        "spread",
+        f"ratio to {scenario.baseline}",
+        *map(_title, columns[1:]),
+    ]
     rows = []
     for worker, worker_samples in samples.items():
         values = [sample[main] for sample in worker_samples]
-        ratios = _ratios(samples, worker, main)
+        ratios = _ratios(samples, worker, main, scenario.baseline)
         rows.append(
             [
                 worker,
@@ -94,7 +100,7 @@ def headline_lines(scenarios: Iterable[Scenario], results: Results) -> list[str]
                 _title(main),
                 _number(median(sample[main] for sample in samples[BASELINE])),
                 _number(median(sample[main] for sample in samples[OURS])),
-                _ratio(_ratios(samples, OURS, main)),
+                _ratio(_ratios(samples, OURS, main, BASELINE)),
             ]
         )
     return ["## In short", "", *_table(head, rows)] if rows else []
@@ -110,13 +116,16 @@ def summarize(
             name: {
                 "title": scenarios[name].title,
                 "metric": scenarios[name].load.metric,
+                "baseline": scenarios[name].baseline,
                 "workers": {
                     worker: {
                         "median": {
                             key: median(sample[key] for sample in worker_samples)
                             for key in worker_samples[0]
                         },
-                        "ratio_to_tornado": _ratios(samples, worker, scenarios[name].load.metric),
+                        "ratio_to_baseline": _ratios(
+                            samples, worker, scenarios[name].load.metric, scenarios[name].baseline
+                        ),
                         "samples": worker_samples,
                     }
                     for worker, worker_samples in samples.items()
@@ -138,8 +147,10 @@ def summarize(
     }
 
 
-def _ratios(samples: Mapping[str, list[Sample]], worker: str, metric: str) -> list[float]:
-    pairs = zip(samples[worker], samples.get(BASELINE, []), strict=False)
+def _ratios(
+    samples: Mapping[str, list[Sample]], worker: str, metric: str, baseline: str
+) -> list[float]:
+    pairs = zip(samples[worker], samples.get(baseline, []), strict=False)
     return [mine[metric] / theirs[metric] for mine, theirs in pairs if theirs[metric]]
 
 

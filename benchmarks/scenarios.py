@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.h2load import H2LoadRequest
 from benchmarks.loads import (
     Broadcast,
     EchoLoad,
+    H2Load,
     IdleMemory,
     Load,
     ManyPolls,
@@ -18,7 +20,7 @@ from benchmarks.loads import (
     StreamLoad,
     WrkLoad,
 )
-from benchmarks.workers import BASELINE, FLOOR, OURS
+from benchmarks.workers import BASELINE, FLOOR, OURS, OURS_HTTP2
 from benchmarks.wrk import BROWSER_HEADERS, WrkRequest
 
 __all__ = ["SCENARIOS", "Scenario"]
@@ -30,6 +32,7 @@ class Scenario:
 
     `kind` chooses the application of each worker. `workers` are run in turn;
     those in `quick` also with --quick, an empty `quick` leaves it out there.
+    `baseline` is the worker that the table's ratios are to.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Scenario:
     kind: str = "native"
     threads: int | None = None
     tls: bool = False
+    baseline: str = BASELINE
 
     @property
     def pins_server(self) -> bool:
@@ -57,6 +61,8 @@ LOGGED = f"{OURS}-log"
 TORNADOS = (BASELINE, OURS, PLAIN)
 ALL_NATIVE = (*TORNADOS, "asgi", "uvicorn", "aiohttp")
 WITH_FLOOR = (*ALL_NATIVE, FLOOR)
+ALL_HTTP2 = (OURS, OURS_HTTP2, "asgi-h2", "gthread-h2", "hypercorn", "granian")
+BOTH_PROTOCOLS = (OURS, OURS_HTTP2)
 ALL_WSGI = (BASELINE, OURS, PLAIN, "sync", "gthread", "gevent")
 
 SCENARIOS: dict[str, Scenario] = {
@@ -140,5 +146,31 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("polls", "5,000 waiting long polls", PollMemory(), TORNADOS),
         Scenario("broadcast", "one message to 5,000 waiting polls", Broadcast(), TORNADOS),
         Scenario("polls-20k", "20,000 waiting polls", ManyPolls(), (BASELINE, OURS), quick=()),
+        Scenario(
+            "h2",
+            "HTTP/2, a browser's fields, 8 connections with 10 streams",
+            H2Load(),
+            ALL_HTTP2,
+            quick=(OURS, OURS_HTTP2),
+            baseline=OURS,
+        ),
+        Scenario(
+            "h2-1",
+            "HTTP/2, a browser's fields, 8 connections with 1 stream",
+            H2Load(H2LoadRequest(streams=1)),
+            ALL_HTTP2,
+            quick=(),
+            baseline=OURS,
+        ),
+        *(
+            Scenario(f"h2-{name}", title, load, BOTH_PROTOCOLS, quick=(), baseline=OURS)
+            for name, title, load in (
+                ("upload", "HTTP/2, upload of 100 MB, streamed", StreamLoad("upload")),
+                ("download", "HTTP/2, download of 100 MB, streamed", StreamLoad("download")),
+                ("websocket", "HTTP/2, WebSocket echo, small messages", EchoLoad()),
+                ("idle", "HTTP/2, 5,000 idle connections", IdleMemory()),
+                ("polls", "HTTP/2, 5,000 long polls, 100 on a connection", PollMemory()),
+            )
+        ),
     )
 }

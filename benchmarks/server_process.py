@@ -1,4 +1,4 @@
-"""Run one Gunicorn with one worker for one measurement, and look into it.
+"""Run one Gunicorn (or another server) with one worker for one measurement, and look into it.
 
 Every sample gets a fresh one, so that a lucky or unlucky memory layout is part
 of the spread. It kills only the process group that it started.
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -93,13 +94,8 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         (self.directory / "page.html").write_bytes(CHUNK[:10_240])
-        command = [sys.executable, "-m", "gunicorn", "-k", self.worker.worker_class, *COMMON]
-        command += ["--bind", "127.0.0.1:0", "--error-logfile", str(self.directory / "error.log")]
-        if self.tls:
-            certificate = Certificate(self.directory)
-            command += ["--certfile", str(certificate.certfile)]
-            command += ["--keyfile", str(certificate.keyfile)]
-        command += [*self._settings, self._application]
+        arguments = self._own_arguments() if self.worker.command else self._gunicorn_arguments()
+        command = [sys.executable, "-m", *arguments, *self._settings, self._application]
         with open(self.directory / "output.log", "wb") as output, pinned(self.cores):
             self._process = subprocess.Popen(
                 command,
@@ -116,6 +112,22 @@ class ServerProcess:
             self.__exit__()
             raise
         return self
+
+    def _gunicorn_arguments(self) -> list[str]:
+        arguments = ["gunicorn", "-k", self.worker.worker_class, *COMMON]
+        arguments += ["--bind", "127.0.0.1:0"]
+        arguments += ["--error-logfile", str(self.directory / "error.log")]
+        if self.tls:
+            certificate = Certificate(self.directory)
+            arguments += ["--certfile", str(certificate.certfile)]
+            arguments += ["--keyfile", str(certificate.keyfile)]
+        return arguments
+
+    def _own_arguments(self) -> list[str]:
+        """Return those of a server that cannot be asked which port it took."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        return [argument.format(port=self.port) for argument in self.worker.command]
 
     def __exit__(self, *exc_info: object) -> None:
         process = self._process

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.loads import Sample
-from benchmarks.workers import BASELINE, FLOOR, OURS
+from benchmarks.workers import BASELINE, FLOOR, OURS, OURS_HTTP2
 
 __all__ = ["TARGETS", "Results", "Target", "Verdict", "judge_all"]
 
@@ -100,9 +100,17 @@ TARGETS = (
     ),
     Target("websocket", "cpu_us_per_message", 0.90, BASELINE),
     Target("idle", "kb_per_connection", 3),
-    Target("polls", "kb_per_connection", 8),
+    Target("polls", "kb_per_poll", 8),
     Target("broadcast", "last_client_ms", 0.60, BASELINE),
     Target("polls-20k", "heartbeat_late_s", 1),
+    Target("h2", "cpu_us", 0.95, OURS, worker=OURS_HTTP2),
+    Target("h2", "cpu_us", 0.30, "asgi-h2", worker=OURS_HTTP2),
+    Target("h2-1", "cpu_us", 1.2, OURS, worker=OURS_HTTP2),
+    Target("h2-upload", "cpu_ms_per_100_mb", 2, OURS, worker=OURS_HTTP2),
+    Target("h2-download", "cpu_ms_per_100_mb", 2, OURS, worker=OURS_HTTP2),
+    Target("h2-websocket", "cpu_us_per_message", 1.2, OURS, worker=OURS_HTTP2),
+    Target("h2-idle", "kb_per_connection", 4, worker=OURS_HTTP2),
+    Target("h2-polls", "kb_per_poll", 7, worker=OURS_HTTP2),
 )
 
 

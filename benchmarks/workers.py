@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["BASELINE", "FLOOR", "OURS", "WORKERS", "Worker", "missing_modules"]
+__all__ = ["BASELINE", "FLOOR", "OURS", "OURS_HTTP2", "WORKERS", "Worker", "missing_modules"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Worker:
     `needs` the modules without which it cannot run, `applications` the modules
     it serves by kind of scenario. `has_threads` says that it runs WSGI on as
     many threads as `--threads` says: Gunicorn turns `sync` into `gthread` there.
+    `http2` says which protocol loads that know both are to speak with it. `command` is
+    that of a server without Gunicorn: arguments of `python -m`, with `{port}` in them.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Worker:
     settings: tuple[str, ...] = ()
     has_threads: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
+    http2: bool = False
+    command: tuple[str, ...] = ()
 
 
 TORNADO_APPS = {
@@ -47,8 +51,15 @@ OUR_ENVIRON = {"BENCHMARK_CONTAINER": "tornado_worker"}
 FAST = ("--asgi-loop", "uvloop")
 PLAIN = ("--asgi-loop", "asyncio")
 
+# Clients come from several addresses, to have enough ports; cleartext is for trusted ones only.
+HTTP2 = (
+    *("--http-protocols", "h2,h1", "--http2-cleartext", "both"),
+    *("--forwarded-allow-ips", "127.0.0.0/8"),
+)
+
 BASELINE = "tornado"
 OURS = "tornado_worker"
+OURS_HTTP2 = "tornado_worker-h2"
 FLOOR = "floor"
 
 WORKERS: dict[str, Worker] = {
@@ -89,6 +100,59 @@ WORKERS: dict[str, Worker] = {
         Worker("gthread", "gthread", "Gunicorn's own", (), WSGI_APPS, has_threads=True),
         Worker("gevent", "gevent", "Gunicorn's own", ("gevent", "packaging"), WSGI_APPS),
         Worker("asgi", "asgi", "Gunicorn's own, bare ASGI callable", ("uvloop",), ASGI_APPS, FAST),
+        Worker(
+            OURS_HTTP2,
+            OUR_CLASS,
+            "with the `fast` extra, HTTP/2",
+            ("tornado_worker.worker", "uvloop", "h2"),
+            TORNADO_APPS,
+            (*FAST, *HTTP2),
+            has_threads=True,
+            environ=OUR_ENVIRON,
+            http2=True,
+        ),
+        Worker(
+            "asgi-h2",
+            "asgi",
+            "Gunicorn's own, bare ASGI callable, HTTP/2",
+            ("uvloop", "h2"),
+            ASGI_APPS,
+            (*FAST, *HTTP2),
+            http2=True,
+        ),
+        Worker(
+            "gthread-h2",
+            "gthread",
+            "Gunicorn's own, bare WSGI callable on 4 threads, HTTP/2",
+            ("h2",),
+            {"native": "benchmarks.apps.wsgi_app:app"},
+            ("--threads", "4", *HTTP2),
+            http2=True,
+        ),
+        Worker(
+            "hypercorn",
+            "",
+            "bare ASGI callable, HTTP/2",
+            ("hypercorn", "uvloop"),
+            ASGI_APPS,
+            http2=True,
+            command=(
+                *("hypercorn", "--config", "python:benchmarks.apps.hypercorn_config"),
+                *("--worker-class", "uvloop", "--bind", "127.0.0.1:{port}"),
+            ),
+        ),
+        Worker(
+            "granian",
+            "",
+            "bare ASGI callable, in Rust up to it, HTTP/2",
+            ("granian", "uvloop"),
+            ASGI_APPS,
+            http2=True,
+            command=(
+                *("granian", "--interface", "asgi", "--loop", "uvloop", "--http", "auto"),
+                *("--host", "127.0.0.1", "--port", "{port}"),
+            ),
+        ),
         Worker(
             "uvicorn",
             "uvicorn_worker.UvicornWorker",

@@ -2,8 +2,9 @@
 
 Each connection sends its next message when the last one has come back. Frames
 are prepared once and answers are counted, not parsed, so that the client is
-never the slower side. `python -m benchmarks.clients.websocket PORT CONNECTIONS
-SECONDS` prints messages, seconds and latencies, as JSON.
+never the slower side. `python -m benchmarks.clients.websocket h1|h2 PORT CONNECTIONS
+SECONDS` prints messages, seconds and latencies, as JSON. With h2 each connection has
+one stream with a WebSocket in it (RFC 8441).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import sys
 import time
 from typing import cast
 
+from benchmarks.clients import http2
 from benchmarks.clients.client_loop import new_client_loop
 
-__all__ = ["EchoConnection", "run"]
+__all__ = ["EchoConnection", "HTTP2EchoConnection", "run"]
 
 MESSAGE = b"a small message, 32 bytes long.."
 
@@ -63,6 +65,9 @@ class EchoConnection(asyncio.Protocol):
             self.open = True
             self.ready.set_result(None)
             return
+        self.on_bytes()
+
+    def on_bytes(self) -> None:
         if len(self.buffer) < len(self.expected):
             return
         if self.buffer != self.expected:
@@ -77,30 +82,67 @@ class EchoConnection(asyncio.Protocol):
         self.transport.write(self.frame)
 
 
-async def run(port: int, connections: int, seconds: float) -> dict[str, float]:
+class HTTP2EchoConnection(EchoConnection):
+    def __init__(self, port: int, latencies: list[float], ready: asyncio.Future[None]) -> None:
+        super().__init__(port, latencies, ready)
+        self.received = bytearray()
+        self.data_frame = http2.frame(http2.DATA, 0, 1, self.frame)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)
+        fields = {
+            ":method": "CONNECT",
+            ":protocol": "websocket",
+            ":scheme": "http",
+            ":path": "/echo",
+            ":authority": f"127.0.0.1:{self.port}",
+            "sec-websocket-version": "13",
+        }
+        self.transport.write(http2.START + http2.request(1, fields, end=False))
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        for kind, flags, _, payload in http2.read_frames(self.received):
+            if kind == http2.DATA:
+                self.buffer += payload
+                self.on_bytes()
+            elif kind == http2.SETTINGS and not flags & http2.ACK:
+                self.transport.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
+            elif kind == http2.HEADERS and payload.startswith(http2.STATUS_200):
+                self.ready.set_result(None)
+            elif kind in (http2.HEADERS, http2.RST_STREAM, http2.GOAWAY):
+                raise ValueError(f"expected a WebSocket; got kind {kind}: {payload[:80]!r}")
+
+    def send(self) -> None:
+        self.sent_at = time.monotonic()
+        self.transport.write(self.data_frame)
+
+
+async def run(protocol: str, port: int, connections: int, seconds: float) -> dict[str, float]:
     """Open the connections, echo for `seconds`, and return what was counted."""
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
-    protocols = []
+    connection_class = {"h1": EchoConnection, "h2": HTTP2EchoConnection}[protocol]
+    opened = []
     for _ in range(connections):
         ready = loop.create_future()
-        _, protocol = await loop.create_connection(
-            lambda ready=ready: EchoConnection(port, latencies, ready),  # type: ignore[misc]
+        _, connection = await loop.create_connection(
+            lambda ready=ready: connection_class(port, latencies, ready),  # type: ignore[misc]
             "127.0.0.1",
             port,
         )
         await ready
-        protocols.append(protocol)
+        opened.append(connection)
     began = time.monotonic()
-    for protocol in protocols:
-        protocol.send()
+    for connection in opened:
+        connection.send()
     await asyncio.sleep(seconds)
-    for protocol in protocols:
-        protocol.stopping = True
+    for connection in opened:
+        connection.stopping = True
     await asyncio.sleep(0.1)
     elapsed = time.monotonic() - began - 0.1
-    for protocol in protocols:
-        protocol.transport.close()
+    for connection in opened:
+        connection.transport.close()
     latencies.sort()
     return {
         "messages": len(latencies),
@@ -110,10 +152,10 @@ async def run(port: int, connections: int, seconds: float) -> dict[str, float]:
     }
 
 
-def main(port: int, connections: int, seconds: float) -> None:
+def main(protocol: str, port: int, connections: int, seconds: float) -> None:
     with asyncio.Runner(loop_factory=new_client_loop) as runner:
-        print(json.dumps(runner.run(run(port, connections, seconds))))
+        print(json.dumps(runner.run(run(protocol, port, connections, seconds))))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
