@@ -102,6 +102,7 @@ class StatusDataHandler(BaseHandler):
                 "state": report.state,
                 "age_s": round(now - report.started_at, 1),
                 "listening": report.listening,
+                "protocols": report.protocols,
                 "posted_per_s": report.posted_per_s,
                 "delivered_per_s": report.delivered_per_s,
                 "loop_delay_ms": report.loop_delay_ms,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tornado.web
@@ -42,6 +43,17 @@ class ListenHandler(BaseHandler):
         user = self.current_user
         await self.chat.check_place(room, cursor, version)
         return room, user, cursor, version
+
+    @contextlib.contextmanager
+    def listen(self, kind: str, place: tuple[str, User, str, str]) -> Iterator[Listener]:
+        """Be counted, with the connection that this came on; see `Chat.listen`."""
+        request = self.request
+        with (
+            self.chat.listen(kind, *place) as listener,
+            # Of HTTP/2 many requests have the same.
+            self.chat.meter.connected(request.version, request.server_connection),
+        ):
+            yield listener
 
     async def wait_for(self, update: Any, timeout_s: float) -> Update | None:
         """Wait for an update, until the time is up, the worker drains, or the client goes."""
@@ -86,7 +98,7 @@ class PollHandler(ListenHandler):
         except ValueError:
             raise Refusal(400, "bad_wait", "expected seconds as wait") from None
         wait_s = min(max(wait_s, 0.0), POLL_S)
-        with self.chat.listen("poll", *place) as listener:
+        with self.listen("poll", place) as listener:
             update = await self.wait_for(listener.next(), wait_s)
         self.set_header("X-Worker", str(os.getpid()))
         if update is None:
@@ -116,7 +128,7 @@ class EventsHandler(ListenHandler):
         self.set_header("X-Accel-Buffering", "no")  # nginx must pass each event on
         hello = f"event: hello\ndata: {dump({'pid': os.getpid()})}\n\n"
         self.write("retry: 500\n" + hello)
-        with self.chat.listen("sse", *place) as listener:
+        with self.listen("sse", place) as listener:
             try:
                 await self.flush()
                 while not (self.has_gone() or draining.is_set()):
@@ -155,8 +167,7 @@ class SocketHandler(tornado.websocket.WebSocketHandler, ListenHandler):
             place = await self.place(self.path_args[0])
             if self.has_gone():
                 raise tornado.web.Finish
-            listener = self.chat.listen("websocket", *place)
-            self._listener = self._listening.enter_context(listener)
+            self._listener = self._listening.enter_context(self.listen("websocket", place))
         else:
             raise Refusal(400, "no_websocket", "expected a WebSocket; this is a plain request")
 

@@ -1,4 +1,4 @@
-"""What one worker measures of itself: listeners, messages per second, loop delay.
+"""What one worker measures of itself: listeners and their connections, messages, loop delay.
 
 Counts and clocks only; the numbers leave through the worker's report.
 """
@@ -6,8 +6,10 @@ Counts and clocks only; the numbers leave through the worker's report.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 
 from demo_app.store import WorkerReport
 from demo_app.tasks import end_task
@@ -24,11 +26,25 @@ class Meter:
 
     def __init__(self) -> None:
         self.listening = dict.fromkeys(KINDS, 0)
+        # protocol -> connection -> how many listen on it
+        self._connections: dict[str, Counter[object]] = {}
         self.posted = 0
         self.delivered = 0
         # (when, posted, delivered, delay of the tick)
         self._ticks: deque[tuple[float, int, int, float]] = deque()
         self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def connected(self, protocol: str, connection: object) -> Iterator[None]:
+        """Count one who listens over `connection` while inside."""
+        connections = self._connections.setdefault(protocol, Counter())
+        connections[connection] += 1
+        try:
+            yield
+        finally:
+            connections[connection] -= 1
+            if not connections[connection]:
+                del connections[connection]
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -48,6 +64,11 @@ class Meter:
     def fill(self, report: WorkerReport) -> None:
         """Write the numbers of the last WINDOW_S seconds into `report`."""
         report.listening = dict(self.listening)
+        report.protocols = {
+            protocol: {"connections": len(connections), "listening": connections.total()}
+            for protocol, connections in sorted(self._connections.items())
+            if connections
+        }
         if len(self._ticks) < 2:
             return
         first, last = self._ticks[0], self._ticks[-1]

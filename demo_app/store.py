@@ -119,6 +119,8 @@ class WorkerReport:
     started_at: float
     state: str = "serving"
     listening: dict[str, int] = field(default_factory=dict)
+    # as in a request line -> how many "connections" with listeners, how many are "listening"
+    protocols: dict[str, dict[str, int]] = field(default_factory=dict)
     posted_per_s: float = 0.0
     delivered_per_s: float = 0.0
     loop_delay_ms: float = 0.0

@@ -48,6 +48,17 @@ function row(worker, several) {
   return made;
 }
 
+// One row for each protocol over which somebody listens to this worker.
+function protocolRows(worker) {
+  return Object.entries(worker.protocols).map(([protocol, { connections, listening }]) => {
+    const made = document.createElement("tr");
+    const name = cell(worker.pid, "th");
+    name.scope = "row";
+    made.append(name, cell(protocol), cell(connections), cell(listening));
+    return made;
+  });
+}
+
 async function refresh() {
   const result = await request("/api/status", { timeoutMs: 5000 });
   $("state").dataset.state = result.ok ? "live" : "offline";
@@ -58,6 +69,7 @@ async function refresh() {
   const several = new Set(workers.map(({ host }) => host)).size > 1;
   const sum = (value) => workers.reduce((total, worker) => total + value(worker), 0);
   $("workers").replaceChildren(...workers.map((worker) => row(worker, several)));
+  $("connections").replaceChildren(...workers.flatMap(protocolRows));
   $("total-workers").textContent = workers.filter(({ state }) => state === "serving").length;
   $("total-listening").textContent = sum(({ listening }) => Object.values(listening).reduce((a, b) => a + b, 0));
   $("total-posted").textContent = sum((worker) => worker.posted_per_s).toFixed(1);

@@ -820,6 +820,16 @@ def test_status_counts_listeners_by_kind(
             for kind in ("poll", "sse", "websocket")
         }
 
+    async def connections() -> dict[str, int]:
+        """Over HTTP/1 each listens on a connection of its own."""
+        workers = await asyncio.to_thread(status)
+        counts = [counts for worker in workers for counts in worker["protocols"].items()]
+        assert {protocol for protocol, _ in counts} <= {"HTTP/1.1"}
+        return {
+            name: sum(numbers[name] for _, numbers in counts)
+            for name in ("connections", "listening")
+        }
+
     async def test() -> None:
         async with joined(server, count=6) as clients, contextlib.AsyncExitStack() as stack:
             for number, client in enumerate(clients):
@@ -831,6 +841,8 @@ def test_status_counts_listeners_by_kind(
                 await asyncio.sleep(0.1)
             assert {worker["pid"] for worker in workers} == set(server.worker_pids())
             assert all(worker["state"] == "serving" for worker in workers)
+            while await connections() != {"connections": 6, "listening": 6}:
+                await asyncio.sleep(0.1)
             await clients[0].post("x", "client-id-1")
             while not any(worker["delivered_per_s"] for worker in await asyncio.to_thread(status)):
                 await asyncio.sleep(0.1)
