@@ -87,7 +87,9 @@ class Limits:
     max_rooms: int = 200
     posts_per_s: float = 2.0
     posts_at_once: int = 15
-    max_listening: int = 12  # connections of one user to one worker
+    # Of one user to one worker: twenty windows share an HTTP/2 connection, and so a worker.
+    # Less than http2_max_concurrent_streams, so that requests find room beside them.
+    max_listening: int = 50
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Limits:

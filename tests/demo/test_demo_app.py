@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornProcess
         return started[-1]
 
     try:
-        yield start_chat(start, directory / "data")
+        yield start_chat(start, directory / "data", env={"CHAT_MAX_LISTENING": "12"})
     finally:
         for process in started:
             process.close()

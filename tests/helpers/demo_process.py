@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import pytest
 
 from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess
+from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 
 __all__ = [
@@ -84,10 +85,13 @@ def start_chat(
     workers: int = 2,
     env: dict[str, str] | None = None,
     args: Iterable[str] = (),
+    tls: TLSFiles | None = None,
     **kwargs: Any,
 ) -> GunicornProcess:
     """Start the shipped configuration, as the README does, with its data in `data`."""
     need_module("flask")
+    if tls is not None:
+        env = {"CHAT_CERTFILE": str(tls.certfile), "CHAT_KEYFILE": str(tls.keyfile), **(env or {})}
     process = gunicorn(
         app=None,
         worker_class=None,
@@ -105,7 +109,8 @@ def start_chat(
     )
     process.wait_workers(workers)
     # The first answer comes when a worker has opened the store.
-    assert process.request("/health").status == 200
+    context = tls and tls.client_context()
+    assert process.request("/health", ssl_context=context).status == 200
     return process
 
 
