@@ -100,7 +100,7 @@ CASES = {
         [PROXY, GET], "HEAD NEW HEAD BODY RESPONSE IDLE CLOSED", options={"policy": ProxyPolicy()}
     ),
     "a PROXY header with a request": Case(
-        [PROXY + GET], "HEAD HEAD BODY RESPONSE IDLE CLOSED", options={"policy": ProxyPolicy()}
+        [PROXY + GET], "HEAD NEW HEAD BODY RESPONSE IDLE CLOSED", options={"policy": ProxyPolicy()}
     ),
     "responses that are not read": Case(
         [GET + GET],

@@ -70,9 +70,8 @@ _ALWAYS = {CLOSING, CLOSED, DETACHED}
 CHANGES: dict[Phase, frozenset[Phase]] = {
     NEW: frozenset({HEAD, STREAMS, LINGER, *_ALWAYS}),
     IDLE: frozenset({HEAD, STREAMS, LINGER, *_ALWAYS}),
-    # To itself: a request's first bytes come with the end of a PROXY protocol header. To NEW:
-    # that header ended, and nothing came behind it.
-    HEAD: frozenset({NEW, HEAD, BODY, LINGER, *_ALWAYS}),
+    # To NEW: it was the header of the PROXY protocol.
+    HEAD: frozenset({NEW, BODY, LINGER, *_ALWAYS}),
     BODY: frozenset({RESPONSE, LINGER, *_ALWAYS}),
     RESPONSE: frozenset({IDLE, LINGER, *_ALWAYS}),
     STREAMS: frozenset({IDLE, LINGER, *_ALWAYS}),

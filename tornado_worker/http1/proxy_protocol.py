@@ -154,8 +154,9 @@ class ProxiedConnection(ServerConnection):
             length = len(data)  # a header all the same
         if length and not trusted:
             self._refuse(403, "PROXY protocol header from a peer not in proxy_allow_ips")
-        elif rest := data[length:]:
-            super().data_received(rest)
         else:
-            # Of a request nothing has come: as idle as a connection without a header.
+            # From here on it is as any other connection that is new: its protocol may be
+            # found by its first bytes.
             self._enter(Phase.NEW)
+            if rest := data[length:]:
+                super().data_received(rest)
