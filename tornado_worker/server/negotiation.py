@@ -131,7 +131,10 @@ class NegotiatingConnection(ServerConnection):
 
     def _speak_http2(self, data: bytes, upgraded: Upgraded | None = None) -> None:
         """Hand the transport over to a connection that speaks HTTP/2; `data` is unused."""
+        was_paused = self._inbox.is_paused
         transport, held = self.give_up_transport()
+        if was_paused:
+            transport.resume_reading()
         conn = HTTP2Connection(self.server, self.loop, (None, None))
         # The layers of TLS decide a turn earlier which protocol will hear of a loss.
         if self.stream_state is None:
@@ -152,6 +155,11 @@ class NegotiatingConnection(ServerConnection):
             self.transport.write(_SWITCHING)
             self._speak_http2(b"", upgraded._replace(body=body))
         # Otherwise the rest of the body comes first: `_feed` comes back here.
+        elif self._inbox.waiting:
+            self._inbox.pause()
+            self.server.turns.wait(self._on_turn)
+        else:
+            self._inbox.open()
 
     def _find_upgrade(self, reader: MessageReader) -> Upgraded | None:
         """Return the request in HTTP/2 if it asks for that well, and may (RFC 7540 section 3.2)."""
@@ -164,6 +172,8 @@ class NegotiatingConnection(ServerConnection):
             return None
         if self.transport.get_extra_info("ssl_object") is not None or not self.context.trusted:
             return None
+        if b"expect" in fields:
+            return None  # the body may wait for a `100 Continue`, the upgrade for the body
         options = {option.strip().lower() for option in fields.get(b"connection", b"").split(b",")}
         pairs = head.repeated or list(fields.items())
         payloads = [value for name, value in pairs if name == b"http2-settings"]
