@@ -87,7 +87,7 @@ class FrameReceiver(FrameSender):
             options.http2_initial_window_size, frames.DEFAULT_WINDOW_SIZE
         )
         self._settings_acknowledged = False
-        # Whether frames wait for another turn; since when a frame is incomplete.
+        # Whether frames wait for another turn; since when the latest frame is incomplete.
         self._waits_for_turn = False
         self._waits_since: float | None = None
         # What an upgrade keeps of the client's window until its preface comes.
@@ -209,7 +209,8 @@ class FrameReceiver(FrameSender):
             self.server.turns.wait(self._on_turn)
         elif not self._frames.waiting:
             self._waits_since = None
-        elif self._waits_since is None:
+        elif self._waits_since is None or share < _FRAMES_SHARE:
+            # The latest frame: an upload whose reads end within frames goes on as it should.
             self._waits_since = self.loop.time()
 
     def _on_turn(self) -> None:
