@@ -43,9 +43,6 @@ Handler = Callable[[Any, int, int, bytes, int], None]
 class ReceivingStream(SendingStream, Protocol):
     """One stream, as `FrameReceiver` knows it."""
 
-    #: Since when the peer is to do something.
-    waiting_since: float
-
     def count_acknowledged(self, difference: int) -> None:
         """The peer knows our SETTINGS: its window is by `difference` bytes larger."""
 
@@ -287,6 +284,7 @@ class FrameReceiver(FrameSender):
         increment = frames.parse_window_update(payload)
         if not stream_id:
             self.send_window += increment
+            self._window_opened_at = self.loop.time()
             if self.send_window > MAX_WINDOW_SIZE:
                 raise ConnectionFault(
                     ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is too large"

@@ -45,6 +45,8 @@ class SendingStream(Protocol):
     #: Whether it is among those that can send something.
     is_ready: bool
     urgency: int
+    #: Since when the peer is to do something (loop time).
+    waiting_since: float
 
     def on_end_sent(self) -> None:
         """Note that END_STREAM has left."""
@@ -65,7 +67,9 @@ class FrameSender(Connection):
         "_held_size",
         "_initial_send_window",
         "_ready",
+        "_resumed_at",
         "_unreleased",
+        "_window_opened_at",
         "encoder",
         "send_window",
     )
@@ -76,6 +80,8 @@ class FrameSender(Connection):
         #: Bytes of bodies that the peer takes now, on all streams together.
         self.send_window = DEFAULT_WINDOW_SIZE
         self._initial_send_window = DEFAULT_WINDOW_SIZE
+        # When the peer last made `send_window` larger, and when the transport last had room.
+        self._window_opened_at = self._resumed_at = 0.0
         self._frame_max = DEFAULT_MAX_FRAME_SIZE
         # Frames that leave at the end of the turn.
         self._held: list[bytes | memoryview] = []
@@ -211,6 +217,7 @@ class FrameSender(Connection):
     def _pump(self) -> None:
         """Send what waits, as far as windows, transport and this turn's share allow."""
         ready = self._ready
+        now = self.loop.time() if ready else 0.0
         while ready and self.send_window > 0 and self._can_write():
             urgency = min(ready)
             queue = ready[urgency]
@@ -224,6 +231,7 @@ class FrameSender(Connection):
             data = _take(stream, size)
             stream.send_window -= len(data)
             self.send_window -= len(data)
+            stream.waiting_since = now
             self._emit_data(stream, data, stream.end_due and not stream.queued)
             if stream.queued:
                 self.make_ready(stream)
@@ -243,8 +251,25 @@ class FrameSender(Connection):
                 if not stream.queued:
                     stream.on_drained()
 
+    def owed_since(self, stream: SendingStream) -> float | None:
+        """Return since when the peer owes `stream` a larger window; None: it does not.
+
+        It does not while `stream` waits for its turn, or for the transport: whether the peer
+        reads at all is for `Connection.sweep` to find out.
+        """
+        if self._writing_paused:
+            return None
+        if stream.send_window <= 0:
+            return max(stream.waiting_since, self._resumed_at)
+        if self.send_window <= 0:
+            # A peer that opens it now and then keeps no stream waiting, though the most urgent
+            # ones have all of it.
+            return max(stream.waiting_since, self._resumed_at, self._window_opened_at)
+        return None
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._resumed_at = self.loop.time()
         self._go_on()
 
     def _begin_turn(self) -> None:

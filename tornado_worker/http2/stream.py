@@ -195,8 +195,10 @@ class HTTP2Stream(StreamRequest):
         """Send bytes of the body, or of a tunnel; return whether more are wanted now."""
         if self.queue is _EMPTY and data:
             self.queue = deque()
+        had_queued = self.queued
         goes_on = self.conn.send_data(self, data, end)
-        if self.queued:
+        # Not at each write: one who writes on would excuse a client that takes nothing.
+        if self.queued and not had_queued:
             self.waiting_since = self.loop.time()
             self.conn.watch(self)
         return goes_on
@@ -366,7 +368,8 @@ class HTTP2Stream(StreamRequest):
         """Tell whether the peer has kept the stream waiting for too long."""
         waited = now - self.waiting_since
         if self.queued:
-            return waited > timeouts.stall
+            owed_since = self.conn.owed_since(self)
+            return owed_since is not None and now - owed_since > timeouts.stall
         if self.end_sent:
             return waited > timeouts.linger
         exchange = self.exchange
