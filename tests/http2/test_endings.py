@@ -1,15 +1,19 @@
-"""How a connection ends that speaks HTTP/2: its client gets every byte of the last responses."""
+"""How connections and streams of HTTP/2 end: the client gets every byte of the last responses."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
+
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 from helpers.http2_app import application
 from helpers.http2_client import Http2Client
 from helpers.http2_frames import Code, Setting
-from helpers.server_thread import Serve
+from helpers.server_thread import Messages, Serve
 from helpers.waiting import eventually
 
+HTTP2 = {"http_protocols": "h2", "http2_cleartext": "prior-knowledge"}
 SIZE = 300_000
 
 
@@ -36,3 +40,44 @@ def test_client_that_sends_while_it_reads_gets_the_last_response_whole(serve: Se
     client.give_credit(0, SIZE)
     assert len(client.response(stream_id).body) == SIZE
     client.expect_connection_error(Code.NO_ERROR)
+
+
+def test_writing_behind_a_whole_response_ends_its_exchange(serve: Serve) -> None:
+    # The client has seen the end of the stream with the last byte of Content-Length.
+    def write_more(message: Any) -> None:
+        fields = HTTPHeaders({"Content-Length": "2"})
+        message.conn.write_headers(ResponseStartLine("", 200, "OK"), fields, b"ab")
+        message.conn.write(b"c")
+
+    server = serve(Messages(on_finish=write_more), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.start()
+    assert client.get("/").body == b"ab"
+    serve.logs.expect(
+        "re:ERROR tornado.application: .*Tried to write more data than Content-Length.*"
+    )
+    client.sync()
+    assert server.run(server.http.exchanges) == []
+    assert not client.goaways
+
+
+def test_delegate_that_fails_behind_a_whole_response_gets_nothing_more(serve: Serve) -> None:
+    def answer(message: Any) -> None:
+        fields = HTTPHeaders({"Content-Length": "2"})
+        message.conn.write_headers(ResponseStartLine("", 200, "OK"), fields, b"ab")
+
+    def fail(message: Any, chunk: bytes) -> None:
+        raise ValueError("no more")
+
+    app = Messages(on_headers=answer, on_data=fail)
+    server = serve(app, **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.start()
+    stream_id = client.request("/", method="POST")
+    client.send_data(stream_id, b"one")
+    client.sync()
+    client.send_data(stream_id, b"two")
+    client.sync()
+    serve.logs.expect("ERROR tornado.application: Uncaught exception [ValueError: no more]")
+    assert (app.messages[0].body, app.messages[0].closed) == (b"one", True)
+    assert client.streams[stream_id].reset == Code.NO_ERROR

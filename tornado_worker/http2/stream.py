@@ -266,7 +266,10 @@ class HTTP2Stream(StreamRequest):
         self._fail(status, data)
 
     def _fail(self, status: int, data: bytes = b"") -> None:
-        if self.is_over or self.end_sent or self.tunnel is not None:
+        if self.is_over or self.tunnel is not None:
+            return
+        if self.end_sent:
+            self._end_whole()
             return
         exchange, self.exchange = self.exchange, None
         answered = exchange is not None and exchange.status != 0
@@ -311,13 +314,20 @@ class HTTP2Stream(StreamRequest):
 
     def _reset_written(self, code: ErrorCode) -> None:
         """Reset the stream when what was written of it has left."""
-        if self.is_over or self.end_sent or self.tunnel is not None:
+        if self.is_over or self.tunnel is not None:
             return
-        if self.queued:
+        if self.end_sent:
+            self._end_whole()
+        elif self.queued:
             self._end_error = code
             self.end_due = False
         else:
             self.reset(code)
+
+    def _end_whole(self) -> None:
+        """End an exchange whose client has all of the response: nothing can be taken back."""
+        if self.exchange is not None:
+            self.end(self.exchange)
 
     def cancel(self, exchange: RequestConnection) -> None:
         # As when a future that the delegate returned is cancelled.
