@@ -81,3 +81,15 @@ def test_delegate_that_fails_behind_a_whole_response_gets_nothing_more(serve: Se
     serve.logs.expect("ERROR tornado.application: Uncaught exception [ValueError: no more]")
     assert (app.messages[0].body, app.messages[0].closed) == (b"one", True)
     assert client.streams[stream_id].reset == Code.NO_ERROR
+
+
+def test_response_that_waits_for_its_window_counts_as_cut(serve: Serve) -> None:
+    server = serve(Messages(on_finish=lambda message: message.respond(bytes(SIZE))), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.auto_credit = False
+    client.start()
+    client.request("/")
+    client.sync()
+    (conn,) = server.connections
+    assert server.run(conn.cut) == (0, 1)
+    client.expect_end()

@@ -447,7 +447,11 @@ class HTTP2Connection(FrameReceiver):
             if exchange is not None and not exchange.status:
                 stream.fail(exchange, 503)
                 refused += 1
-            elif exchange is not None or (stream.tunnel is not None and not stream.end_sent):
+            elif (
+                exchange is not None
+                or stream.queued  # the rest of a response that was finished
+                or (stream.tunnel is not None and not stream.end_sent)
+            ):
                 cut += 1
         if self.transport is None:
             return refused, cut
