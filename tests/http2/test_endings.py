@@ -93,3 +93,22 @@ def test_response_that_waits_for_its_window_counts_as_cut(serve: Serve) -> None:
     (conn,) = server.connections
     assert server.run(conn.cut) == (0, 1)
     client.expect_end()
+
+
+def test_detaching_while_the_body_is_held_back_gives_its_credit(serve: Serve) -> None:
+    window = 65_535
+
+    async def detach(message: Any, chunk: bytes) -> None:
+        if len(message.body) == window:
+            await message.conn.write_headers(ResponseStartLine("", 200, "OK"), HTTPHeaders())
+            stream = message.conn.detach()
+            await stream.read_bytes(window)
+            await stream.write(b"all")
+            stream.close()
+
+    server = serve(Messages(on_data=detach), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.start()
+    stream_id = client.request("/", method="POST")
+    client.upload(stream_id, bytes(2 * window))
+    assert client.response(stream_id).body == b"all"

@@ -427,6 +427,7 @@ class HTTP2Stream(StreamRequest):
                 "detach: over HTTP/2 the response's head comes first: call write_headers() before"
             )
         self.exchange = None
+        self._release_held()  # what is held back for `data_received` counts as used
         held = b"".join(self._body)
         self._body.clear()
         if self.stream_state is None:
