@@ -220,8 +220,6 @@ class HTTP2Stream(StreamRequest):
             self.stream_state.close_callback = None
         if exchange.status != 101 and not self.end_sent and not self.end_due:
             self.send_data(b"", True)
-            if not self.end_sent:
-                self.end_due = True
         if exchange.read_finished:
             self._end_exchange(exchange)
         else:
@@ -245,6 +243,7 @@ class HTTP2Stream(StreamRequest):
         if self.exchange is None:
             if self.tunnel is not None:
                 self.tunnel.on_end_sent()
+                self.waiting_since = self.loop.time()  # for the peer's end
                 self.conn.watch(self)
             self._end_if_done()
 

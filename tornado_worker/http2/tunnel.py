@@ -22,8 +22,6 @@ class TunnelStream(Protocol):
 
     loop: IsolatedLoop
     queued: int
-    end_due: bool
-    end_sent: bool
     is_over: bool
 
     @property
@@ -168,8 +166,6 @@ class StreamTransport:
         self._closing = True
         self._unread.clear()
         stream.send_data(b"", True)
-        if not stream.end_sent:
-            stream.end_due = True
 
     def abort(self) -> None:
         """End now; what waits to be sent is given up."""
