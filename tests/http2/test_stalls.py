@@ -32,6 +32,11 @@ def answer_at_once(message: Any) -> None:
     message.conn.finish()
 
 
+def detach(message: Any) -> None:
+    write_head(message)
+    message.stream = message.conn.detach()
+
+
 def start(serve: Serve, app: Any, **options: Any) -> tuple[ServerThread, Http2Client]:
     server = serve(app, **HTTP2, **options)
     client = Http2Client(server.connect().sock)
@@ -128,3 +133,20 @@ def test_upload_whose_reads_end_within_frames_goes_on(serve: Serve) -> None:
     client.send(frame[500:])
     client.send_data(stream_id, end=True)
     assert client.answer(stream_id)["size"] == 2000
+
+
+def test_peer_of_a_tunnel_has_time_to_answer_its_end(serve: Serve) -> None:
+    app = Messages(on_headers=detach)
+    server, client = start(serve, app)
+    stream_id = client.request("/", method="POST")
+    client.sync()
+    server.run(grow_old, connection(server))
+    message: Any = app.messages[0]
+    server.run(message.stream.close)
+    client.wait_for(lambda: client.streams[stream_id].ended, "the end of the tunnel")
+    assert not is_overdue(server)
+    server.run(grow_old, connection(server))
+    assert is_overdue(server)
+    client.send_data(stream_id, end=True)
+    client.sync()
+    assert client.streams[stream_id].reset is None
