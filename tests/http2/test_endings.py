@@ -112,3 +112,25 @@ def test_detaching_while_the_body_is_held_back_gives_its_credit(serve: Serve) ->
     stream_id = client.request("/", method="POST")
     client.upload(stream_id, bytes(2 * window))
     assert client.response(stream_id).body == b"all"
+
+
+def test_malformed_request_began_with_its_head(serve: Serve) -> None:
+    class Observer:
+        begun = 0.0
+
+        def exchange_failed(self, refused: Any, exchange: Any, status: int, data: bytes) -> None:
+            self.begun = refused.since
+
+    server = serve(Messages(), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.start()
+    (conn,) = server.connections
+    server.http.observer = Observer()
+
+    def grow_old() -> None:
+        conn.since -= 1000  # idle, or with a WebSocket among its streams
+
+    server.run(grow_old)
+    client.expect_refusal(client.send_request([(b":method", b"GET")]))
+    assert server.loop.time() - server.http.observer.begun < 500
+    serve.logs.expect_only("re:INFO tornado.general: .*")

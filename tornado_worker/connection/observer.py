@@ -16,8 +16,9 @@ __all__ = ["ExchangeObserver", "RefusedBy"]
 class RefusedBy(Protocol):
     """What has refused a message: a connection, or one stream of HTTP/2."""
 
-    #: The peer.
-    context: Any
+    @property
+    def context(self) -> Any:
+        """The peer."""
 
     @property
     def since(self) -> float:

@@ -49,6 +49,13 @@ class Upgraded(NamedTuple):
     body: bytes
 
 
+class _RefusedHead(NamedTuple):
+    """A request that never becomes a stream; a `connection.observer.RefusedBy`."""
+
+    context: Any
+    since: float
+
+
 class HTTP2Connection(FrameReceiver):
     """One connection and its streams; a `connection.served.ServedConnection`."""
 
@@ -230,7 +237,8 @@ class HTTP2Connection(FrameReceiver):
         if self.server.observer is not None:
             values = dict(fields)
             line = b"%b %b HTTP/2.0" % (values.get(b":method", b""), values.get(b":path", b""))
-            self.server.observer.exchange_failed(self, None, error.status, line)
+            refused = _RefusedHead(self.context, self.loop.time())
+            self.server.observer.exchange_failed(refused, None, error.status, line)
         if isinstance(error, MalformedHead):
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, str(error))
         fields = [(b":status", b"%d" % error.status), (b"content-length", b"0")]
