@@ -1,8 +1,8 @@
 """One exchange: the `tornado.httputil.HTTPConnection` that applications write to.
 
 Keeps what every protocol shares: the record of the exchange, the bytes its body still owes,
-its close callback. A `Channel` carries it and makes bytes of its head and body:
-an HTTP/1 connection is one, and one stream of HTTP/2 could be. Knows neither parser nor transport.
+its close callback. A `Channel` carries it and makes bytes of its head and body: an HTTP/1
+connection, or one stream of HTTP/2. Knows neither parser nor transport.
 """
 
 from __future__ import annotations

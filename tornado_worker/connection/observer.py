@@ -14,7 +14,7 @@ __all__ = ["ExchangeObserver", "RefusedBy"]
 
 
 class RefusedBy(Protocol):
-    """What has refused a message: a connection, or one stream of HTTP/2."""
+    """What has refused a message: a connection, one stream of HTTP/2, or its head alone."""
 
     @property
     def context(self) -> Any:

@@ -1,7 +1,7 @@
 """A detached stream of HTTP/2 as a transport: what a `TransportStream` reads and writes.
 
-WebSockets (RFC 8441) and CONNECT (RFC 9113 section 8.5) run on it. It has the methods of an
-`IsolatedTransport` and shares the connection's socket, which it never touches.
+WebSockets (RFC 8441) and CONNECT (RFC 9113 section 8.5) run on it. It is a
+`connection.stream.DetachedTransport`, and never touches the socket, which is the connection's.
 """
 
 from __future__ import annotations
