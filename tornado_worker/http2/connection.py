@@ -253,7 +253,7 @@ class HTTP2Connection(FrameReceiver):
     def _on_trailers(self, stream: HTTP2Stream, flags: int, fields: Any) -> None:
         """Take a second header section, which is dropped (RFC 9113 section 8.1)."""
         if stream.request_ended:
-            raise StreamFault(stream.id, ErrorCode.STREAM_CLOSED, "HEADERS behind the end")
+            raise StreamFault(stream.id, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
         if stream.is_tunnel:
             # RFC 9113 section 8.5: only DATA and what manages the stream.
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "HEADERS in a tunnel")
@@ -275,9 +275,9 @@ class HTTP2Connection(FrameReceiver):
         if stream is None:
             self._check_begun(stream_id, frames.DATA)
             if not self._over.get(stream_id):
-                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA behind the end")
+                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         elif stream.request_ended:
-            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA behind the end")
+            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         else:
             stream.receive(data, size, ended)
             if not self._fed or self._fed[-1] is not stream:
