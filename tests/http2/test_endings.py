@@ -134,3 +134,32 @@ def test_malformed_request_began_with_its_head(serve: Serve) -> None:
     client.expect_refusal(client.send_request([(b":method", b"GET")]))
     assert server.loop.time() - server.http.observer.begun < 500
     serve.logs.expect_only("re:INFO tornado.general: .*")
+
+
+def test_streams_that_were_reset_do_not_wait_for_the_window(serve: Serve) -> None:
+    server = serve(Messages(on_finish=lambda message: message.respond(bytes(SIZE))), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.auto_credit = False
+    client.start()
+    for _ in range(5):
+        stream_id = client.request("/")
+        client.sync()
+        client.reset(stream_id)
+        client.sync()
+    (conn,) = server.connections
+    assert not conn._ready
+
+
+def test_streams_whose_bodies_left_at_once_are_not_kept(serve: Serve) -> None:
+    # Their client never needs to tell of a window.
+    size = 20_000
+    server = serve(Messages(on_finish=lambda message: message.respond(bytes(size))), **HTTP2)
+    client = Http2Client(server.connect().sock)
+    client.auto_credit = False
+    client.start([(Setting.INITIAL_WINDOW_SIZE, SIZE)])
+    client.give_credit(0, SIZE)
+    for _ in range(5):
+        assert len(client.get("/").body) == size
+    client.sync()
+    (conn,) = server.connections
+    assert not conn._unreleased

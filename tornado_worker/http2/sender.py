@@ -170,6 +170,7 @@ class FrameSender(Connection):
             stream.end_due = stream.end_due or end
             self.make_ready(stream)
             self._pump()
+            self._release_streams()
         else:
             stream.send_window -= size
             self.send_window -= size
@@ -195,14 +196,19 @@ class FrameSender(Connection):
 
     def set_urgency(self, stream: SendingStream, urgency: int) -> None:
         """Give `stream` another place among those that can send something."""
-        if stream.is_ready and urgency != stream.urgency:
+        if urgency != stream.urgency:
+            self.make_unready(stream)
+            stream.urgency = urgency
+            self.make_ready(stream)
+
+    def make_unready(self, stream: SendingStream) -> None:
+        """Note that `stream` has nothing to send, or not in its place."""
+        if stream.is_ready:
             queue = self._ready[stream.urgency]
             queue.remove(stream)
             if not queue:
                 del self._ready[stream.urgency]
             stream.is_ready = False
-        stream.urgency = urgency
-        self.make_ready(stream)
 
     def _emit_data(self, stream: SendingStream, data: bytes | memoryview, end: bool) -> None:
         head = HEAD.pack(len(data) << 8 | DATA, END_STREAM if end else 0, stream.id)
@@ -226,8 +232,8 @@ class FrameSender(Connection):
                 del ready[urgency]
             stream.is_ready = False
             size = min(stream.send_window, self.send_window, self._frame_max)
-            if size <= 0 or not stream.queued:
-                continue  # the peer's settings have made its window smaller; or it is over
+            if size <= 0:
+                continue  # the peer's settings have made its window smaller
             data = _take(stream, size)
             stream.send_window -= len(data)
             self.send_window -= len(data)
@@ -245,6 +251,9 @@ class FrameSender(Connection):
         """Send what waits, and tell those that wait to write more."""
         if self._can_write():
             self._pump()
+        self._release_streams()
+
+    def _release_streams(self) -> None:
         if self._unreleased and self._can_write():
             streams, self._unreleased = self._unreleased, []
             for stream in streams:
@@ -278,8 +287,7 @@ class FrameSender(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._ready.clear()
-        self._unreleased.clear()
+        self._unreleased.clear()  # those of `_ready` leave it as they end, next
         self._held.clear()
 
 

@@ -360,6 +360,7 @@ class HTTP2Stream(StreamRequest):
         self._body.clear()
         self.queue.clear()
         self.queued = 0
+        self.conn.make_unready(self)
         self._waits = True
         writers, self._writers = self._writers, None
         for writer in writers or ():
