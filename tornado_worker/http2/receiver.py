@@ -33,6 +33,8 @@ _REQUEST_COST = 16
 _BYTES_SHARE = 256 * 1024
 # Frames that wait for a turn, beyond which the socket is left alone (bytes).
 _WAITING_MAX = 64 * 1024
+# Heads and control frames that the client does not take, beyond which it is not read (bytes).
+_UNTAKEN_MAX = 256 * 1024
 # Priorities that came before their streams.
 _PRIORITIES_MAX = 100
 
@@ -60,6 +62,7 @@ class FrameReceiver(FrameSender):
         "_settings_acknowledged",
         "_settings_received",
         "_stream_receive_window",
+        "_waits_for_reader",
         "_waits_for_turn",
         "_waits_since",
         "_withheld",
@@ -86,6 +89,8 @@ class FrameReceiver(FrameSender):
         self._settings_acknowledged = False
         # Whether frames wait for another turn; since when the latest frame is incomplete.
         self._waits_for_turn = False
+        # Whether they wait until the client takes what was sent.
+        self._waits_for_reader = False
         self._waits_since: float | None = None
         # What an upgrade keeps of the client's window until its preface comes.
         self._withheld = 0
@@ -200,7 +205,10 @@ class FrameReceiver(FrameSender):
         self._deliver_bodies()
         if self.phase.is_ending or self.transport is None:
             return
-        if share <= 0 or size_share <= 0:
+        if self._writing_paused and self.transport.get_write_buffer_size() > _UNTAKEN_MAX:
+            self._waits_for_turn = self._waits_for_reader = True
+            self._inbox.pause()
+        elif share <= 0 or size_share <= 0:
             self._waits_for_turn = True
             self._inbox.pause()
             self.server.turns.wait(self._on_turn)
@@ -209,6 +217,12 @@ class FrameReceiver(FrameSender):
         elif self._waits_since is None or share < _FRAMES_SHARE:
             # The latest frame: an upload whose reads end within frames goes on as it should.
             self._waits_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._waits_for_reader:
+            self._waits_for_reader = False
+            self.server.turns.wait(self._on_turn)
 
     def _on_turn(self) -> None:
         if self.transport is None or self.phase.is_ending:

@@ -161,6 +161,8 @@ class FrameSender(Connection):
         elif (
             stream.queued
             or size > min(stream.send_window, self.send_window, self._frame_max)
+            # In the stream it counts against the client's streams, in the transport it would not.
+            or self._writing_paused
             # Others have waited longer, or are more urgent.
             or self._ready
         ):

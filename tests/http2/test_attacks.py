@@ -1,0 +1,70 @@
+"""What clients cannot make the server do: hold memory, go round for nothing, never end.
+
+How much may come in one frame or one period is for conformance/test_overload.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tornado.web import Application, RequestHandler
+
+from helpers.http2_app import application
+from helpers.http2_client import Http2Client
+from helpers.http2_fields import literal, request_fields
+from helpers.http2_frames import LARGEST_WINDOW, Code, Flag, Kind, Setting, frame_bytes
+from helpers.server_thread import Serve, ServerThread
+from helpers.waiting import eventually
+
+KERNEL_BUFFER = 16 * 1024
+
+
+class Body(RequestHandler):
+    def get(self, size: str) -> None:
+        self.set_header("X-Large", "h" * 2000)
+        self.write(b"b" * int(size))
+
+
+def start(
+    serve: Serve, *, window: int = LARGEST_WINDOW, app: Application | None = None, **options: Any
+) -> tuple[ServerThread, Http2Client]:
+    """Return a server, and a client that gives it `window` to send on each stream."""
+    server = serve(
+        app or application(),
+        http_protocols="h2,h1",
+        http2_cleartext="prior-knowledge",
+        kernel_buffer=KERNEL_BUFFER,
+        **options,
+    )
+    client = Http2Client(server.connect(kernel_buffer=KERNEL_BUFFER).sock)
+    client.start([(Setting.INITIAL_WINDOW_SIZE, window)])
+    client.give_credit(0, LARGEST_WINDOW - client.credit)
+    return server, client
+
+
+# -- responses that nobody reads -----------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 10_000], ids=["heads", "bodies"])
+def test_responses_that_are_not_read_take_bounded_memory(serve: Serve, size: int) -> None:
+    # Streams that have ended count no more, so only the transport held these.
+    server, client = start(serve, app=Application([(r"/(\d+)", Body)]))
+    (conn,) = server.connections
+    block = b"".join(literal(*field) for field in request_fields(f"/{size}"))
+    client.sock.settimeout(0.5)
+    try:
+        for i in range(4000):
+            flags = Flag.END_HEADERS | Flag.END_STREAM
+            client.send(frame_bytes(Kind.HEADERS, flags, 2 * i + 1, block))
+    except (TimeoutError, ConnectionError):
+        pass
+    server.turn()
+    waiting = server.run(
+        lambda: conn.transport and conn.transport.get_write_buffer_size()
+        + sum(stream.queued for stream in conn.streams.values())
+    )
+    assert (waiting or 0) < 1_500_000
+    client.sock.close()
+    eventually(lambda: not server.connections)
+    serve.logs.lines.clear()
