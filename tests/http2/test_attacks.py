@@ -5,6 +5,7 @@ How much may come in one frame or one period is for conformance/test_overload.py
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -68,3 +69,21 @@ def test_responses_that_are_not_read_take_bounded_memory(serve: Serve, size: int
     client.sock.close()
     eventually(lambda: not server.connections)
     serve.logs.lines.clear()
+
+
+# -- timers --------------------------------------------------------------------
+
+
+def test_frames_that_never_end_with_a_segment_are_not_slow(serve: Serve) -> None:
+    # Each read of a long upload ends within a frame.
+    server, client = start(serve)
+    server.run(setattr, server.http.timeouts, "header", 0.3)
+    stream_id = client.request("/upload", method="POST")
+    frame = frame_bytes(Kind.DATA, 0, stream_id, b"d" * 100)
+    client.send(frame[:50])
+    for _ in range(30):
+        client.send(frame[50:] + frame[:50])
+        time.sleep(0.05)
+    client.send(frame[50:])
+    client.send_data(stream_id, end=True)
+    assert client.answer(stream_id)["size"] == 31 * 100
