@@ -87,3 +87,16 @@ def test_frames_that_never_end_with_a_segment_are_not_slow(serve: Serve) -> None
     client.send(frame[50:])
     client.send_data(stream_id, end=True)
     assert client.answer(stream_id)["size"] == 31 * 100
+
+
+def test_slow_reader_with_large_windows_gets_its_response(serve: Serve) -> None:
+    # It sends no WINDOW_UPDATE for long: the transport's progress is the stream's.
+    server, client = start(serve, app=Application([(r"/(\d+)", Body)]))
+    server.run(setattr, server.http.timeouts, "stall", 0.5)
+    client.auto_credit = False
+    stream_ids = [client.request("/600000") for _ in range(2)]
+    while not all(client.streams[stream_id].closed for stream_id in stream_ids):
+        client.take()
+        time.sleep(0.05)
+    for stream_id in stream_ids:
+        assert len(client.response(stream_id).body) == 600_000
