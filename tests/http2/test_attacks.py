@@ -14,7 +14,7 @@ from tornado.web import Application, RequestHandler
 from helpers.http2_app import application
 from helpers.http2_client import Http2Client
 from helpers.http2_fields import literal, request_fields
-from helpers.http2_frames import LARGEST_WINDOW, Code, Flag, Kind, Setting, frame_bytes
+from helpers.http2_frames import LARGEST_STREAM_ID, LARGEST_WINDOW, Code, Flag, Kind, Setting, frame_bytes
 from helpers.server_thread import Serve, ServerThread
 from helpers.waiting import eventually
 
@@ -100,3 +100,12 @@ def test_slow_reader_with_large_windows_gets_its_response(serve: Serve) -> None:
         time.sleep(0.05)
     for stream_id in stream_ids:
         assert len(client.response(stream_id).body) == 600_000
+
+
+def test_connection_whose_ids_are_used_up_ends(serve: Serve) -> None:
+    server, client = start(serve)
+    stream_id = client.request("/echo", stream_id=LARGEST_STREAM_ID)
+    assert client.response(stream_id).status == 200
+    # A drain had no id to announce that is less, and announced it until it was cut.
+    client.expect_end()
+    eventually(lambda: not server.connections)

@@ -186,6 +186,8 @@ class HTTP2Connection(FrameReceiver):
                 f"wrong stream: expected an odd one above {self._last_id}; got {stream_id}",
             )
         self._last_id = stream_id
+        if stream_id == MAX_STREAM_ID:
+            self._peer_leaves = True  # there are no ids after it
         if stream_id > self.last_allowed_id or not self._has_room():
             raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "too many streams")
         if flags & frames.SELF_DEPENDENT:
