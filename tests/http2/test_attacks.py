@@ -109,3 +109,22 @@ def test_connection_whose_ids_are_used_up_ends(serve: Serve) -> None:
     # A drain had no id to announce that is less, and announced it until it was cut.
     client.expect_end()
     eventually(lambda: not server.connections)
+
+
+# -- tiny frames ---------------------------------------------------------------
+
+
+def test_tiny_frames_of_a_body_that_waits_are_joined(serve: Serve) -> None:
+    # 100 streams of two bytes a frame took 160 MB, where the windows allow 6.5.
+    server, client = start(serve)
+    stream_id = client.request("/upload/key", method="POST")
+    client.send_data(stream_id, b"first")
+    client.sync()
+    client.send(frame_bytes(Kind.DATA, 0, stream_id, b"ab") * 20_000)
+    client.sync()
+    (conn,) = server.connections
+    stream = conn.streams[stream_id]
+    assert server.run(lambda: len(stream._body)) <= 50
+    client.send_data(stream_id, end=True)
+    assert client.get("/release/key").status == 200
+    assert client.answer(stream_id)["size"] == 40_005

@@ -176,7 +176,11 @@ class StreamRequest(Delivery):
             self._end_if_done()
             return
         if data:
-            self._body.append(data)
+            body = self._body
+            if body and len(body[-1]) < _PIECE_MIN:
+                body[-1] += data
+            else:
+                body.append(data)
         self._count_used(size - len(data))
 
     def deliver(self) -> None:

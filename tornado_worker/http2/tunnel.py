@@ -62,7 +62,7 @@ class StreamTransport:
         self._reading_paused = False
         self._writing_paused = False
         # What came while reading was paused.
-        self._unread: list[bytes] = []
+        self._unread = bytearray()
         if held:
             stream.use_bytes(held)
 
@@ -73,8 +73,7 @@ class StreamTransport:
         self._ended = self._ended or ended
         # Also between `resume_reading` and the turn that hands over what waited.
         if self._reading_paused or self._unread:
-            if data:
-                self._unread.append(data)
+            self._unread += data
         elif data and not self._closing:
             self._hand_over(data)
         elif self._stream is not None:
@@ -154,8 +153,9 @@ class StreamTransport:
             self.loop.call_soon(self._hand_over_unread)
 
     def _hand_over_unread(self) -> None:
-        while self._unread and not self._reading_paused and not self._closing:
-            self._hand_over(self._unread.pop(0))
+        if self._unread and not self._reading_paused and not self._closing:
+            unread, self._unread = self._unread, bytearray()
+            self._hand_over(bytes(unread))
         self._tell_end()
 
     def close(self) -> None:
