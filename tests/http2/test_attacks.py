@@ -14,7 +14,14 @@ from tornado.web import Application, RequestHandler
 from helpers.http2_app import application
 from helpers.http2_client import Http2Client
 from helpers.http2_fields import literal, request_fields
-from helpers.http2_frames import LARGEST_STREAM_ID, LARGEST_WINDOW, Code, Flag, Kind, Setting, frame_bytes
+from helpers.http2_frames import (
+    LARGEST_STREAM_ID,
+    LARGEST_WINDOW,
+    Flag,
+    Kind,
+    Setting,
+    frame_bytes,
+)
 from helpers.server_thread import Serve, ServerThread
 from helpers.waiting import eventually
 
@@ -62,8 +69,11 @@ def test_responses_that_are_not_read_take_bounded_memory(serve: Serve, size: int
         pass
     server.turn()
     waiting = server.run(
-        lambda: conn.transport and conn.transport.get_write_buffer_size()
-        + sum(stream.queued for stream in conn.streams.values())
+        lambda: (
+            conn.transport
+            and conn.transport.get_write_buffer_size()
+            + sum(stream.queued for stream in conn.streams.values())
+        )
     )
     assert (waiting or 0) < 1_500_000
     client.sock.close()
@@ -128,3 +138,22 @@ def test_tiny_frames_of_a_body_that_waits_are_joined(serve: Serve) -> None:
     client.send_data(stream_id, end=True)
     assert client.get("/release/key").status == 200
     assert client.answer(stream_id)["size"] == 40_005
+
+
+def test_heads_that_are_much_work_share_no_turn(serve: Serve) -> None:
+    # 1,500 crumbs of cookies cost as much as five common heads.
+    server, client = start(serve)
+    (conn,) = server.connections
+    fields = b"".join(literal(*field) for field in request_fields("/echo"))
+    block = fields + literal(b"cookie", b"", 0x40) + b"\xbe" * 1500
+    flags = Flag.END_HEADERS | Flag.END_STREAM
+    heads = b"".join(frame_bytes(Kind.HEADERS, flags, client.open(), block) for _ in range(16))
+
+    def read_in_one_turn() -> int:
+        conn.data_received(heads)
+        begun: int = conn._last_id
+        return (begun + 1) // 2
+
+    assert server.run(read_in_one_turn) <= 4
+    for stream_id in client.streams:
+        assert client.response(stream_id).status == 200

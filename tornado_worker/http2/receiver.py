@@ -27,9 +27,11 @@ __all__ = ["FrameReceiver", "Handler", "ReceivingStream"]
 # one slow upload must not starve the others. Each stream's own window bounds what waits.
 _RECEIVE_WINDOW = 1024 * 1024
 # What a connection may read in one turn of the loop: frames, where one that begins a request
-# counts as many, and bytes.
+# counts as many, and one more for so many bytes of its head, which may stand for a field each;
+# and bytes.
 _FRAMES_SHARE = 256
 _REQUEST_COST = 16
+_HEAD_PIECE = 32
 _BYTES_SHARE = 256 * 1024
 # Frames that wait for a turn, beyond which the socket is left alone (bytes).
 _WAITING_MAX = 64 * 1024
@@ -186,7 +188,7 @@ class FrameReceiver(FrameSender):
                             ErrorCode.PROTOCOL_ERROR,
                             "wrong first frame: expected SETTINGS; got " + frames.kind_name(kind),
                         )
-                    share -= _REQUEST_COST if kind == frames.HEADERS else 1
+                    share -= _REQUEST_COST + size // _HEAD_PIECE if kind == frames.HEADERS else 1
                     size_share -= size
                     handler = handlers.get(kind)
                     if handler is None:
