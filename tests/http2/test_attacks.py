@@ -157,3 +157,34 @@ def test_heads_that_are_much_work_share_no_turn(serve: Serve) -> None:
     assert server.run(read_in_one_turn) <= 4
     for stream_id in client.streams:
         assert client.response(stream_id).status == 200
+
+
+# -- streams that are over -----------------------------------------------------
+
+
+def test_streams_that_were_reset_while_they_waited_are_let_go(serve: Serve) -> None:
+    # With the connection's window shut, nothing took them from among those that can send.
+    server, client = start(serve, app=Application([(r"/(\d+)", Body)]))
+    client = Http2Client(server.connect().sock)
+    client.start()
+    client.auto_credit = False
+    for _ in range(50):
+        stream_id = client.request("/100000")
+        client.sync()
+        client.reset(stream_id)
+    client.sync()
+    (conn,) = (conn for conn in server.connections if conn._last_id > 1)
+    assert not conn.streams
+    assert server.run(lambda: sum(map(len, conn._ready.values()))) == 0
+
+
+def test_client_that_leaves_while_responses_wait_leaves_nothing(serve: Serve) -> None:
+    server, client = start(serve, window=0, app=Application([(r"/(\d+)", Body)]))
+    stream_ids = [client.request("/100000") for _ in range(3)]
+    client.sync()
+    client.change_settings((Setting.INITIAL_WINDOW_SIZE, 1_000_000))
+    (conn,) = server.connections
+    assert stream_ids
+    client.sock.close()
+    eventually(lambda: not server.connections)
+    assert server.run(lambda: (conn.streams, conn._ready, conn._unreleased)) == ({}, {}, [])
