@@ -188,3 +188,20 @@ def test_client_that_leaves_while_responses_wait_leaves_nothing(serve: Serve) ->
     client.sock.close()
     eventually(lambda: not server.connections)
     assert server.run(lambda: (conn.streams, conn._ready, conn._unreleased)) == ({}, {}, [])
+
+
+# -- drains --------------------------------------------------------------------
+
+
+def test_drain_refuses_all_that_has_no_answer_yet_and_ends(serve: Serve) -> None:
+    server, client = start(serve)
+    stream_ids = [client.request(f"/wait/{i}") for i in range(3)]
+    client.sync()
+    server.run(setattr, server.http.timeouts, "drain_grace", 0.0)
+    server.run(server.http.begin_drain)
+    client.wait_for(lambda: len(client.goaways) > 1, "the last GOAWAY")
+    # The last refusal ends the connection: a GOAWAY behind that end raised RuntimeError.
+    assert server.run(server.http.cut_all) == (3, 0)
+    for stream_id in stream_ids:
+        assert client.response(stream_id).status == 503
+    client.expect_end()

@@ -463,8 +463,8 @@ class HTTP2Connection(FrameReceiver):
                 or (stream.tunnel is not None and not stream.end_sent)
             ):
                 cut += 1
-        if self.transport is None:
-            return refused, cut
+        if self.transport is None or self.phase.is_ending:
+            return refused, cut  # maybe since the last refusal
         self._say_goodbye(ErrorCode.NO_ERROR)
         self._end_streams(None)
         if self.transport is not None:
