@@ -205,3 +205,16 @@ def test_drain_refuses_all_that_has_no_answer_yet_and_ends(serve: Serve) -> None
     for stream_id in stream_ids:
         assert client.response(stream_id).status == 503
     client.expect_end()
+
+
+def test_no_limit_on_a_list_of_fields_is_a_megabyte(serve: Serve) -> None:
+    """A block of a megabyte could otherwise be references to a gigabyte of fields."""
+    _, client = start(serve, http2_max_header_list_size=0, limit_request_fields=0)
+    plain = b"".join(literal(name, value) for name, value in request_fields("/echo"))
+    # A field of 3 KB goes into the table; each byte of the second head refers to it.
+    long = literal(b"x-long", b"x" * 3000, 0x40)
+    for block, status in ((plain + long, 200), (plain + b"\xbe" * 500, 431), (plain, 200)):
+        stream_id = client.open()
+        client.send_block(stream_id, block, end=True)
+        assert client.response(stream_id).status == status
+    serve.logs.expect("re:INFO tornado.general: Malformed HTTP message .* header section too large")

@@ -132,7 +132,7 @@ SETTINGS: dict[str, Known] = {
             " this far in one round trip; 0 is an error"
         ),
         http2_max_frame_size="of what clients send; frames of ours have at most 16 KB",
-        http2_max_header_list_size="beside `limit_request_*`, which hold for streams as well",
+        http2_max_header_list_size="0: one megabyte; `limit_request_*` hold for streams as well",
         permit_obsolete_folding="",
         strip_header_spaces="",
         casefold_http_method="",

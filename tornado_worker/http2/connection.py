@@ -76,7 +76,7 @@ class HTTP2Connection(FrameReceiver):
 
     def __init__(self, server: HTTP2Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
-        self._decoder = Decoder(max_list_size=server.http2.http2_max_header_list_size or 1 << 30)
+        self._decoder = Decoder(max_list_size=server.http2.header_list_max)
         #: Streams by id, until both sides have ended.
         self.streams: dict[int, HTTP2Stream] = {}
         #: The latest stream that the client may begin.

@@ -26,8 +26,13 @@ class HTTP2Options:
     http2_initial_window_size: int = 65535
     #: Bytes of a frame's payload.
     http2_max_frame_size: int = 16384
-    #: Bytes of a head's fields, each with 32 more; 0: no limit but that of a block.
+    #: Bytes of a head's fields, each with 32 more; 0: a megabyte.
     http2_max_header_list_size: int = 65536
+
+    @property
+    def header_list_max(self) -> int:
+        """Bytes of a head's fields. Unlimited is a megabyte, as it is for a line of HTTP/1."""
+        return self.http2_max_header_list_size or 1024 * 1024
 
     def __post_init__(self) -> None:
         for name, least, most in (

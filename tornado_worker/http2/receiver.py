@@ -74,7 +74,7 @@ class FrameReceiver(FrameSender):
         super().__init__(server, loop, addresses)
         options = server.http2
         self._frames = FrameReader(
-            options.http2_max_frame_size, options.http2_max_header_list_size or 1 << 20
+            options.http2_max_frame_size, options.header_list_max
         )
         # What the client's preface lacks.
         self._preface = PREFACE
@@ -134,7 +134,7 @@ class FrameReceiver(FrameSender):
                     (frames.SETTINGS_MAX_FRAME_SIZE, options.http2_max_frame_size),
                     (
                         frames.SETTINGS_MAX_HEADER_LIST_SIZE,
-                        options.http2_max_header_list_size or 2**32 - 1,
+                        options.header_list_max,
                     ),
                     (frames.SETTINGS_ENABLE_CONNECT_PROTOCOL, 1),
                     (frames.SETTINGS_NO_RFC7540_PRIORITIES, 1),

@@ -237,7 +237,6 @@ class FrameSender(Connection):
             if size <= 0:
                 continue  # the peer's settings have made its window smaller
             data = _take(stream, size)
-            stream.waiting_since = self.loop.time()
             stream.send_window -= len(data)
             self.send_window -= len(data)
             stream.waiting_since = now

@@ -417,6 +417,8 @@ class HTTP2Stream(StreamRequest):
     def detach(self, exchange: RequestConnection, owner: Any) -> IOStream:
         if self.exchange not in (exchange, None) or self.tunnel is not None:
             raise StreamClosedError()
+        if self.end_due or self.end_sent:
+            raise StreamClosedError()  # the response was whole: nothing can follow it
         if self.is_over or self.conn.transport is None:
             closed = IOStream(socket.socket())
             closed.close()

@@ -23,6 +23,9 @@ __all__ = ["StreamRequest"]
 # A stream's window grows to so many times what SETTINGS_INITIAL_WINDOW_SIZE says, while the
 # application takes what comes: otherwise an upload stops after every 64 KB to wait for credit.
 _WINDOW_GROWTH = 4
+# Bytes of a body's frames that are joined while they wait: an object for each tiny one would
+# take thirty times the memory that the window allows.
+_PIECE_MIN = 1024
 
 
 class StreamRequest(Delivery):
