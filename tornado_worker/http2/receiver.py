@@ -73,9 +73,7 @@ class FrameReceiver(FrameSender):
     def __init__(self, server: HTTP2Server, loop: IsolatedLoop, addresses: tuple[Any, Any]) -> None:
         super().__init__(server, loop, addresses)
         options = server.http2
-        self._frames = FrameReader(
-            options.http2_max_frame_size, options.header_list_max
-        )
+        self._frames = FrameReader(options.http2_max_frame_size, options.header_list_max)
         # What the client's preface lacks.
         self._preface = PREFACE
         self._settings_received = False
