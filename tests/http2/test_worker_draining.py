@@ -158,7 +158,8 @@ def test_client_that_does_not_leave_is_not_waited_for_for_ever(
 def test_connection_that_has_not_begun_is_served_and_told(gunicorn: Start) -> None:
     server = gunicorn(APP, args=PRIOR_KNOWLEDGE)
     [pid] = server.wait_workers()
-    with connect(server) as beside, server.connect() as sock:
+    # In this order: when the second one is served, the worker has accepted the first.
+    with server.connect() as sock, connect(server) as beside:
         server.signal_worker(pid, signal.SIGTERM)
         assert wait_goaway(beside, 1) == LARGEST_STREAM_ID
         # Its peer did not know. SETTINGS come before GOAWAY, as the client checks.
