@@ -41,12 +41,11 @@ from tornado_worker.http2.frames import (
     WINDOW_UPDATE,
     frame,
     headers_frames,
-    ping_frame,
 )
 
 Frame = tuple[int, int, int, bytes, int]
 
-PING_BEFORE = ping_frame(b"bytes 01")
+PING_BEFORE = frame(PING, 0, 0, b"bytes 01")
 READ_BEFORE: Frame = (PING, 0, 0, b"bytes 01", 8)
 SIZES = pytest.mark.parametrize("size", [0, 1, 5])
 
@@ -164,7 +163,6 @@ def test_frame_is_read(name: str, size: int) -> None:
         READ_BEFORE,
     ]
     assert reader.waiting == 0
-    assert reader.take_rest() == b""
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -176,27 +174,6 @@ def test_frame_that_is_not_whole_is_waited_for(name: str) -> None:
     assert reader.waiting == len(data) - (3 if name == "continued headers" else 1)
     assert len(read(data[-1:], 0, reader)) == 1
     assert reader.waiting == 0
-
-
-@SIZES
-def test_rest_is_what_follows_the_last_frame_taken(size: int) -> None:
-    reader = FrameReader()
-    size = size or 100
-    data = PING_BEFORE + b"GET / HTTP/1.1\r\n\r\n"
-    for start in range(0, len(data), size):
-        reader.feed(data[start : start + size])
-    assert reader.waiting == len(data)
-    assert reader.next_frame() == READ_BEFORE
-    assert reader.take_rest() == b"GET / HTTP/1.1\r\n\r\n"
-    assert (reader.waiting, reader.take_rest(), reader.next_frame()) == (0, b"", None)
-    assert read(PING_BEFORE, size, reader) == [READ_BEFORE]
-
-
-def test_rest_of_a_frame_that_has_begun_is_given_whole() -> None:
-    reader = FrameReader()
-    assert read(PING_BEFORE[:-1], 1, reader) == []
-    assert reader.take_rest() == PING_BEFORE[:-1]
-    assert read(PING_BEFORE, 1, reader) == [READ_BEFORE]
 
 
 def test_frames_need_not_be_taken_when_they_come() -> None:

@@ -14,8 +14,8 @@ from tornado_worker.http2.frames import (
     DATA,
     DEFAULT_MAX_FRAME_SIZE,
     END_HEADERS,
+    FRAME_HEADER,
     GOAWAY,
-    HEAD,
     HEADERS,
     MAX_STREAM_ID,
     NAMES,
@@ -30,7 +30,7 @@ from tornado_worker.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
     kind_name,
-    parse_window_update,
+    parse_31_bits,
     wrong_size,
 )
 
@@ -46,8 +46,8 @@ ON_CONNECTION = frozenset({SETTINGS, PING, GOAWAY, PRIORITY_UPDATE})
 EXACT_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 LEAST_SIZES = {GOAWAY: 8, PRIORITY_UPDATE: 4}
 
-HEAD_SIZE = HEAD.size
-_unpack_head = HEAD.unpack_from
+FRAME_HEADER_SIZE = FRAME_HEADER.size
+_unpack_head = FRAME_HEADER.unpack_from
 
 
 class FrameReader:
@@ -84,7 +84,7 @@ class FrameReader:
         self._at = 0
         self._more = bytearray()
         self._size = 0
-        self._need = HEAD_SIZE
+        self._need = FRAME_HEADER_SIZE
         # Of a field block that is not complete: its stream, HEADERS' flags, fragments.
         self._block_stream = 0
         self._block_flags = 0
@@ -94,7 +94,7 @@ class FrameReader:
     @property
     def waiting(self) -> int:
         """The bytes that were fed and not returned, an incomplete block's frames included."""
-        return self._size + self._block_size + HEAD_SIZE * len(self._block)
+        return self._size + self._block_size + FRAME_HEADER_SIZE * len(self._block)
 
     def feed(self, data: bytes) -> None:
         """Keep what arrived; nothing is parsed here."""
@@ -109,14 +109,6 @@ class FrameReader:
         else:
             self._more += data
         self._size = size + len(data)
-
-    def take_rest(self) -> bytes:
-        """Return the bytes behind the last frame taken, and forget them."""
-        rest = self._join() if self._size else b""
-        self._data = b""
-        self._at = self._size = 0
-        self._need = HEAD_SIZE
-        return rest
 
     def next_frame(self) -> tuple[int, int, int, bytes, int] | None:
         """Return kind, flags, stream, payload and size; None if more bytes are needed.
@@ -134,7 +126,7 @@ class FrameReader:
             kind = length_and_kind & 0xFF
             stream_id &= MAX_STREAM_ID
             need = self._need
-            if need == HEAD_SIZE:
+            if need == FRAME_HEADER_SIZE:
                 length = length_and_kind >> 8
                 # The frames that most requests consist of need no more than this.
                 if (
@@ -150,22 +142,22 @@ class FrameReader:
                     return None
                 if len(data) - at < need:
                     data, at = self._join(), 0
-            payload = data[at + HEAD_SIZE : at + need]
+            payload = data[at + FRAME_HEADER_SIZE : at + need]
             self._size -= need
             if self._size:
                 self._at = at + need
             else:
                 self._data = b""  # an idle connection must not hold on to what was read last
-            self._need = HEAD_SIZE
+            self._need = FRAME_HEADER_SIZE
             if kind == DATA:
                 if flags & PADDED:
                     payload = _without_padding(kind, payload)
-                return kind, flags, stream_id, payload, need - HEAD_SIZE
+                return kind, flags, stream_id, payload, need - FRAME_HEADER_SIZE
             if kind == HEADERS:
                 if flags & (PADDED | PRIORITY_FLAG):
                     flags, payload = _strip_headers(flags, stream_id, payload)
                 if flags & END_HEADERS and len(payload) <= self._max_block_size:
-                    return kind, flags, stream_id, payload, need - HEAD_SIZE
+                    return kind, flags, stream_id, payload, need - FRAME_HEADER_SIZE
                 self._block_stream = stream_id
                 self._block_flags = flags
             if kind in (HEADERS, CONTINUATION):
@@ -175,7 +167,7 @@ class FrameReader:
                     return HEADERS, flags, stream_id, block, len(block)
             else:
                 _check_payload(kind, stream_id, payload)
-                return kind, flags, stream_id, payload, need - HEAD_SIZE
+                return kind, flags, stream_id, payload, need - FRAME_HEADER_SIZE
         return None
 
     def _join(self) -> bytes:
@@ -268,7 +260,7 @@ def _strip_headers(flags: int, stream_id: int, payload: bytes) -> tuple[int, byt
         # RFC 9113 section 6.2: these fields are obsolete, and ignored.
         if len(payload) < 5:
             raise wrong_size(HEADERS, "at least 5 bytes of priority fields", len(payload))
-        if parse_window_update(payload) == stream_id:
+        if parse_31_bits(payload) == stream_id:
             flags |= SELF_DEPENDENT
         payload = payload[5:]
     return flags, payload
@@ -277,7 +269,7 @@ def _strip_headers(flags: int, stream_id: int, payload: bytes) -> tuple[int, byt
 def _check_payload(kind: int, stream_id: int, payload: bytes) -> None:
     """Refuse values that a frame of this kind never has."""
     if kind == WINDOW_UPDATE:
-        if not parse_window_update(payload):
+        if not parse_31_bits(payload):
             reason = "wrong increment of window: expected 1 or more; got 0"
             if stream_id:
                 raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, reason)
@@ -289,12 +281,12 @@ def _check_payload(kind: int, stream_id: int, payload: bytes) -> None:
                 ErrorCode.FRAME_SIZE_ERROR,
                 f"wrong size of PRIORITY frame: expected 5; got {len(payload)}",
             )
-        if parse_window_update(payload) == stream_id:
+        if parse_31_bits(payload) == stream_id:
             # RFC 7540 section 5.3.1; RFC 9113 leaves it to us.
             raise StreamFault(
                 stream_id, ErrorCode.PROTOCOL_ERROR, "a stream cannot depend on itself"
             )
-    elif kind == PRIORITY_UPDATE and not parse_window_update(payload):
+    elif kind == PRIORITY_UPDATE and not parse_31_bits(payload):
         raise ConnectionFault(
             ErrorCode.PROTOCOL_ERROR, "wrong stream in PRIORITY_UPDATE: expected 1 or more; got 0"
         )

@@ -19,8 +19,8 @@ __all__ = [
     "DEFAULT_WINDOW_SIZE",
     "END_HEADERS",
     "END_STREAM",
+    "FRAME_HEADER",
     "GOAWAY",
-    "HEAD",
     "HEADERS",
     "MAX_STREAM_ID",
     "MAX_WINDOW_SIZE",
@@ -50,13 +50,10 @@ __all__ = [
     "goaway_frame",
     "headers_frames",
     "kind_name",
-    "parse_goaway",
+    "parse_31_bits",
     "parse_priority_update",
-    "parse_rst_stream",
     "parse_settings",
-    "parse_window_update",
     "ping_ack",
-    "ping_frame",
     "rst_stream_frame",
     "settings_frame",
     "window_update_frame",
@@ -131,11 +128,11 @@ NAMES = {
 }
 
 # Length (24 bits) and kind in one number, flags, stream.
-HEAD = struct.Struct(">LBL")
+FRAME_HEADER = struct.Struct(">LBL")
 _SETTING = struct.Struct(">HL")
 _NUMBER = struct.Struct(">L")
 _TWO_NUMBERS = struct.Struct(">LL")
-_pack_head = HEAD.pack
+_pack_head = FRAME_HEADER.pack
 
 
 def kind_name(kind: int) -> str:
@@ -169,27 +166,15 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return pairs
 
 
-def parse_window_update(payload: bytes) -> int:
-    """Return the increment."""
+def parse_31_bits(payload: bytes) -> int:
+    """Return the number at the beginning: a stream, or the increment of a window."""
     number: int = _NUMBER.unpack_from(payload)[0]
     return number & MAX_STREAM_ID  # the first bit is reserved
 
 
-def parse_rst_stream(payload: bytes) -> int:
-    """Return the code, which need not be one of ErrorCode's."""
-    code: int = _NUMBER.unpack(payload)[0]
-    return code
-
-
-def parse_goaway(payload: bytes) -> tuple[int, int, bytes]:
-    """Return the last stream, the code, which need not be one of ErrorCode's, and the text."""
-    last_id, code = _TWO_NUMBERS.unpack_from(payload)
-    return last_id & MAX_STREAM_ID, code, payload[8:]
-
-
 def parse_priority_update(payload: bytes) -> tuple[int, bytes]:
     """Return the stream that is meant, and its `priority` as that field would say it."""
-    return parse_window_update(payload), payload[4:]
+    return parse_31_bits(payload), payload[4:]
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
@@ -228,10 +213,6 @@ def settings_frame(pairs: Iterable[tuple[int, int]]) -> bytes:
 
 
 SETTINGS_ACK = frame(SETTINGS, ACK, 0, b"")
-
-
-def ping_frame(payload: bytes) -> bytes:
-    return frame(PING, 0, 0, payload)
 
 
 def ping_ack(payload: bytes) -> bytes:

@@ -295,7 +295,7 @@ class FrameReceiver(FrameSender):
             self.emit(frames.ping_ack(payload))
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes, size: int) -> None:
-        increment = frames.parse_window_update(payload)
+        increment = frames.parse_31_bits(payload)
         if not stream_id:
             self.send_window += increment
             self._window_opened_at = self.loop.time()

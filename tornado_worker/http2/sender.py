@@ -18,8 +18,8 @@ from tornado_worker.http2.frames import (
     DATA,
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_WINDOW_SIZE,
-    END_STREAM,
-    HEAD,
+    FRAME_HEADER,
+    data_frame,
     headers_frames,
 )
 from tornado_worker.http2.hpack import Encoder
@@ -29,6 +29,8 @@ __all__ = ["FrameSender", "SendingStream"]
 
 # Frames that wait for the end of the turn are sent at once beyond this (bytes).
 _HELD_MAX = 64 * 1024
+# Bytes of a frame up to which they are copied at once; longer ones are when they leave.
+_JOIN_MAX = 1024
 
 
 class SendingStream(Protocol):
@@ -213,11 +215,10 @@ class FrameSender(Connection):
             stream.is_ready = False
 
     def _emit_data(self, stream: SendingStream, data: bytes | memoryview, end: bool) -> None:
-        head = HEAD.pack(len(data) << 8 | DATA, END_STREAM if end else 0, stream.id)
-        if len(data) < 1024:
-            self.emit(head + data)
+        if len(data) < _JOIN_MAX:
+            self.emit(data_frame(stream.id, data, end))
         else:
-            self._held.append(head)
+            self._held.append(FRAME_HEADER.pack(len(data) << 8 | DATA, end, stream.id))
             self.emit(data)
         if end:
             stream.on_end_sent()
