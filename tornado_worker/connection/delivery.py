@@ -90,6 +90,10 @@ class Delivery:
         """The request has arrived whole, and its application is told so next."""
         raise NotImplementedError  # pragma: no cover (abstract)
 
+    def _end_exchange(self, exchange: RequestConnection) -> None:
+        """Request read and response written: go on with what comes next."""
+        raise NotImplementedError  # pragma: no cover (abstract)
+
     def _hold_body(self) -> None:
         """Hand over nothing more until `_release_body`."""
         raise NotImplementedError  # pragma: no cover (abstract)
@@ -169,6 +173,23 @@ class Delivery:
             on_done(future)
         else:
             self.loop.add_done_callback(future, on_done)
+
+    def _end_request(self, exchange: RequestConnection) -> None:
+        """The request has arrived whole: tell the application."""
+        delegate = exchange.delegate
+        self._end_reading(exchange)
+        if not exchange.write_finished:
+            assert delegate is not None
+            try:
+                exchange.call(delegate.finish)
+            except Exception as e:
+                self._on_delegate_error(e, exchange)
+                return
+        self._end_if_answered(exchange)
+
+    def _end_if_answered(self, exchange: RequestConnection) -> None:
+        if exchange.write_finished and self.exchange is exchange:
+            exchange.call_aside(self._end_exchange, exchange)
 
     def _on_delegate_error(self, error: BaseException, exchange: RequestConnection) -> None:
         if self.exchange is not exchange or exchange.write_finished:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +17,13 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import gen_log
 
 from tornado_worker.connection.delivery import tell_gone
+from tornado_worker.connection.detach import closed_stream, make_stream
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.fields import format_head
 from tornado_worker.connection.flow import Connection
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.sendfile import send_file
-from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.stream_view import ConnectionView
 from tornado_worker.http1.interfaces import HTTP1Server
@@ -251,9 +250,7 @@ class HTTP1Channel(Connection):
         if self.exchange not in (exchange, None) or self.phase is Phase.DETACHED:
             raise StreamClosedError()
         if self.transport is None:
-            closed = IOStream(socket.socket())
-            closed.close()
-            return closed
+            return closed_stream()
         if self._framing == BY_CLOSE:
             self.reset_if_cut(False)  # where the body ends is the stream's to say
         if self._reads_pieces:
@@ -267,25 +264,21 @@ class HTTP1Channel(Connection):
         waiters, self._write_waiters = self._write_waiters, None
         if self.stream_state is None:
             self.stream_state = StreamState()  # where `connection_lost` finds the stream
-        observer = self.server.observer
-        stream_class = TransportStream if observer is None else observer.stream_class
-        stream = stream_class(
+        stream = make_stream(
+            self.server,
+            exchange,
+            owner,
             transport,
             held,
+            self.stream_state,
+            waiters,
             reading_paused=reading_paused,
             writing_paused=self._writing_paused,
-            max_buffer_size=self.server.max_buffer_size,
-            on_closed=self.server.on_stream_closed,
-            turns=self.server.turns,
         )
-        stream.owner = owner
-        stream.adopt_state(self.stream_state)
-        stream.context = exchange.get_context()
-        stream.adopt_waiters(waiters)
         if self._eof:
             self.loop.call_soon(stream.eof_received)  # nobody else will say it again
-        if observer is not None:
-            observer.exchange_detached(exchange, stream, held)
+        if self.server.observer is not None:
+            self.server.observer.exchange_detached(exchange, stream, held)
         self.server.on_detached(self, stream)
         return stream
 

@@ -5,7 +5,7 @@ signals, WSGI or listening sockets. Responses and endings are `HTTP1Channel`'s.
 
 Order of events for one message: `_feed` gives bytes to a reader; when its head
 is complete `_begin_exchange` tells the application; `_deliver` hands over body
-bytes until the application asks it to wait; `_end_message` forgets the reader
+bytes until the application asks it to wait; `_end_reading` forgets the reader
 and `_end_exchange` moves on to the next message. Bytes that cannot be used yet
 wait, unparsed, in the connection's `Inbox`.
 """
@@ -227,7 +227,7 @@ class ServerConnection(HTTP1Channel, Delivery):
             if reader.body and self._refuses_body(exchange, reader):
                 return  # the application has just set another limit
         if reader.complete:
-            self._end_message()
+            self._end_request(exchange)
         elif exchange.write_finished:
             self._end_early(exchange)
         elif self._inbox.waiting:
@@ -280,21 +280,6 @@ class ServerConnection(HTTP1Channel, Delivery):
         self._waits = False
         self._renew()
 
-    def _end_message(self) -> None:
-        """The request has arrived whole: tell the application."""
-        exchange = self.exchange
-        assert exchange is not None
-        delegate = exchange.delegate
-        self._end_reading(exchange)
-        if not exchange.write_finished:
-            assert delegate is not None
-            try:
-                exchange.call(delegate.finish)
-            except Exception as e:
-                self._on_delegate_error(e, exchange)
-                return
-        self._end_if_answered(exchange)
-
     def _end_reading(self, exchange: RequestConnection) -> None:
         # Bytes from here on belong to the next message, or to a tunnel. They are held
         # until the exchange is over.
@@ -306,10 +291,6 @@ class ServerConnection(HTTP1Channel, Delivery):
             self._enter(Phase.RESPONSE)
         exchange.read_finished = True
         exchange.delegate = None
-
-    def _end_if_answered(self, exchange: RequestConnection) -> None:
-        if exchange.write_finished and self.exchange is exchange:
-            exchange.call_aside(self._end_exchange, exchange)
 
     def _end_exchange(self, exchange: RequestConnection) -> None:
         """Request read and response written: go on to the next message, or close."""

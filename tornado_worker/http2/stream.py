@@ -8,7 +8,6 @@ tunnel.py's. May know heads, and what its connection sends for it; never reads a
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from typing import Any
 
@@ -17,9 +16,9 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.log import gen_log
 
 from tornado_worker.connection.delivery import tell_gone
+from tornado_worker.connection.detach import closed_stream, make_stream
 from tornado_worker.connection.exchange import RequestConnection
 from tornado_worker.connection.phase import Phase
-from tornado_worker.connection.stream import TransportStream
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.stream_view import ConnectionView
 from tornado_worker.connection.timeouts import Timeouts
@@ -420,9 +419,7 @@ class HTTP2Stream(StreamRequest):
         if self.end_due or self.end_sent:
             raise StreamClosedError()  # the response was whole: nothing can follow it
         if self.is_over or self.conn.transport is None:
-            closed = IOStream(socket.socket())
-            closed.close()
-            return closed
+            return closed_stream()
         if not exchange.status:
             self._fail(500)  # Tornado's handler takes itself for finished, and answers nothing
             raise RuntimeError(
@@ -436,24 +433,20 @@ class HTTP2Stream(StreamRequest):
             self.stream_state = StreamState()
         writers, self._writers = self._writers, None
         tunnel = self.tunnel = StreamTransport(self, len(held))
-        observer = self.server.observer
-        stream_class = TransportStream if observer is None else observer.stream_class
-        stream = stream_class(
+        stream = make_stream(
+            self.server,
+            exchange,
+            owner,
             tunnel,
             held,
+            self.stream_state,
+            writers,
             writing_paused=bool(self.queued),
-            max_buffer_size=self.server.max_buffer_size,
-            on_closed=self.server.on_stream_closed,
-            turns=self.server.turns,
         )
-        stream.owner = owner
-        stream.adopt_state(self.stream_state)
-        stream.context = exchange.get_context()
-        stream.adopt_waiters(writers)
         if self.request_ended:
             stream.end_received()
-        if observer is not None:
-            observer.exchange_detached(exchange, stream, held)
+        if self.server.observer is not None:
+            self.server.observer.exchange_detached(exchange, stream, held)
         self.server.on_stream_detached(stream)
         return stream
 

@@ -92,10 +92,6 @@ class StreamRequest(Delivery):
         """Tell the client to send the body (RFC 9110 section 10.1.1)."""
         raise NotImplementedError  # pragma: no cover (abstract)
 
-    def _end_exchange(self, exchange: RequestConnection) -> None:
-        """Request read and response written."""
-        raise NotImplementedError  # pragma: no cover (abstract)
-
     def _end_early(self, exchange: RequestConnection) -> None:
         """The response was finished first: if the request is still not read, give it up."""
         raise NotImplementedError  # pragma: no cover (abstract)
@@ -260,19 +256,6 @@ class StreamRequest(Delivery):
         self.waiting_since = self.loop.time()
         self._release_held()
 
-    def _end_request(self, exchange: RequestConnection) -> None:
-        """The request has arrived whole: tell the application."""
-        delegate = exchange.delegate
-        self._end_reading(exchange)
-        if not exchange.write_finished:
-            assert delegate is not None
-            try:
-                exchange.call(delegate.finish)
-            except Exception as e:
-                self._on_delegate_error(e, exchange)
-                return
-        self._end_if_answered(exchange)
-
     def _is_whole(self, exchange: RequestConnection) -> bool:
         return (
             self.exchange is exchange
@@ -285,7 +268,3 @@ class StreamRequest(Delivery):
         self._waits = True
         exchange.read_finished = True
         exchange.delegate = None
-
-    def _end_if_answered(self, exchange: RequestConnection) -> None:
-        if exchange.write_finished and self.exchange is exchange:
-            exchange.call_aside(self._end_exchange, exchange)
