@@ -84,7 +84,7 @@ USES = {
 
 
 # Documented in spite of their underscores.
-DOCUMENTED = {"_current_frames", "_exit", "_getframe", "_make", "_replace", "_thread"}
+DOCUMENTED = {"_current_frames", "_exit", "_getframe", "_make", "_thread"}
 # Made by `abc`, for each class.
 MADE = {"_abc_impl"}
 # Of Tornado 6.5 only: `connection.fields` asks at import what HTTPHeaders stores.

@@ -18,6 +18,7 @@ from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.served import ServedConnection
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.http1.connection import ServerConnection
+from tornado_worker.http1.head_section import Head
 from tornado_worker.http1.interfaces import HTTP1Server
 from tornado_worker.http1.proxy_protocol import ProxiedConnection
 from tornado_worker.http1.reader import MessageError, MessageReader
@@ -74,7 +75,7 @@ class Protocols:
         return cls(listed, cleartext)
 
     @property
-    def http2(self) -> bool:
+    def speaks_http2(self) -> bool:
         return "h2" in self.names
 
     @property
@@ -104,9 +105,9 @@ class NegotiatingConnection(ServerConnection):
             super().data_received(data)
             return
         if not self._inbox.is_open:
-            data = self._inbox.take()[0] + data
-        if self.transport.get_extra_info("ssl_object") is not None:
-            tls = self.transport.get_extra_info("ssl_object")
+            data = self._inbox.take()[0] + data  # the beginning of a preface, none of it used
+        tls = self.transport.get_extra_info("ssl_object")
+        if tls is not None:
             if tls.selected_alpn_protocol() == "h2":
                 self._speak_http2(data)
                 return
@@ -135,7 +136,7 @@ class NegotiatingConnection(ServerConnection):
         transport, held = self.give_up_transport()
         if was_paused:
             transport.resume_reading()
-        conn = HTTP2Connection(self.server, self.loop, (None, None))
+        conn = HTTP2Connection(self.server, self.loop, (None, None))  # it gets our context
         # The layers of TLS decide a turn earlier which protocol will hear of a loss.
         if self.stream_state is None:
             self.stream_state = StreamState()
@@ -146,14 +147,16 @@ class NegotiatingConnection(ServerConnection):
     # Upgrade
 
     def _begin_exchange(self, reader: MessageReader) -> None:
-        upgraded = self._find_upgrade(reader)
-        if upgraded is None:
+        if not self._may_upgrade(reader):
             super()._begin_exchange(reader)
         elif reader.complete:
-            body = b"".join(reader.body)
+            upgraded = self._read_upgrade(reader)
+            if upgraded is None:
+                super()._begin_exchange(reader)
+                return
             self._reader = None
             self.transport.write(_SWITCHING)
-            self._speak_http2(b"", upgraded._replace(body=body))
+            self._speak_http2(b"", upgraded)
         # Otherwise the rest of the body comes first: `_feed` comes back here.
         elif self._inbox.waiting:
             self._inbox.pause()
@@ -161,47 +164,63 @@ class NegotiatingConnection(ServerConnection):
         else:
             self._inbox.open()
 
-    def _find_upgrade(self, reader: MessageReader) -> Upgraded | None:
-        """Return the request in HTTP/2 if it asks for that well, and may (RFC 7540 section 3.2)."""
+    def _may_upgrade(self, reader: MessageReader) -> bool:
+        """Tell whether a request asks for HTTP/2, and may."""
         head = reader.head
         assert head is not None
-        fields = head.fields
-        if fields.get(b"upgrade", b"").strip().lower() != b"h2c" or head.version != (1, 1):
-            return None
-        if self.server.protocols.cleartext not in ("upgrade", "both"):
-            return None
-        if self.transport.get_extra_info("ssl_object") is not None or not self.context.trusted:
-            return None
-        if b"expect" in fields:
-            return None  # the body may wait for a `100 Continue`, the upgrade for the body
-        options = {option.strip().lower() for option in fields.get(b"connection", b"").split(b",")}
-        pairs = head.repeated or list(fields.items())
-        payloads = [value for name, value in pairs if name == b"http2-settings"]
-        if len(payloads) != 1 or not options.issuperset((b"upgrade", b"http2-settings")):
-            return None
-        if reader.body_size > _UPGRADE_BODY_MAX or head.method == "CONNECT":
-            return None
+        return (
+            head.fields.get(b"upgrade", b"").strip().lower() == b"h2c"
+            and head.version == (1, 1)
+            and self.server.protocols.cleartext in ("upgrade", "both")
+            and self.transport.get_extra_info("ssl_object") is None
+            and self.context.trusted
+            # The body may wait for a `100 Continue`, and the upgrade waits for the body.
+            and b"expect" not in head.fields
+            and reader.body_size <= _UPGRADE_BODY_MAX
+            and head.method != "CONNECT"
+            # RFC 7540 section 3.2.1: one, and it is about this connection only.
+            and len(_settings_of(head)) == 1
+            and _options_of(head).issuperset((b"upgrade", b"http2-settings"))
+        )
+
+    def _read_upgrade(self, reader: MessageReader) -> Upgraded | None:
+        """Return a whole request in HTTP/2; None: it cannot be one (RFC 7540 section 3.2)."""
+        head = reader.head
+        assert head is not None
         pseudo = (
             (b":method", head.method.encode("ascii")),
             (b":scheme", b"http"),
             (b":path", head.target.encode("ascii")),
-            (b":authority", fields[b"host"]),
+            (b":authority", head.fields[b"host"]),
         )
-        kept = tuple(pair for pair in pairs if pair[0] not in _LEFT_BEHIND)
+        kept = tuple(pair for pair in _pairs_of(head) if pair[0] not in _LEFT_BEHIND)
         try:
-            settings = parse_settings(_decode(payloads[0]))
+            settings = parse_settings(_decode(*_settings_of(head)))
             http2_head = read_head((*pseudo, *kept), self.server.rules)
         except (ValueError, ConnectionFault, MessageError) as e:
-            # RFC 7540 section 3.2.1: whoever cannot use it stays with HTTP/1.
+            # RFC 7540 section 3.2.1: a server that cannot use it stays with HTTP/1.
             guarded(gen_log.info, "No upgrade to HTTP/2 for %s: %s", self.context, e)
             return None
-        return Upgraded(settings, http2_head, b"")
+        return Upgraded(settings, http2_head, b"".join(reader.body))
 
 
 class ProxiedNegotiatingConnection(ProxiedConnection, NegotiatingConnection):
     """A connection that may begin with a PROXY protocol header, and turn out to speak HTTP/2."""
 
     __slots__ = ()
+
+
+def _pairs_of(head: Head) -> Iterable[tuple[bytes, bytes]]:
+    return head.fields.items() if head.repeated is None else head.repeated
+
+
+def _settings_of(head: Head) -> list[bytes]:
+    return [value for name, value in _pairs_of(head) if name == b"http2-settings"]
+
+
+def _options_of(head: Head) -> set[bytes]:
+    options = head.fields.get(b"connection", b"").split(b",")
+    return {option.strip().lower() for option in options}
 
 
 def _decode(payload: bytes) -> bytes:

@@ -126,7 +126,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
         is_proxied = policy is not None and policy.proxy_protocol != "off"
         self._connection_class: type[ServerConnection] = (
             (ProxiedNegotiatingConnection if is_proxied else NegotiatingConnection)
-            if self.protocols.http2
+            if self.protocols.speaks_http2
             else (ProxiedConnection if is_proxied else ServerConnection)
         )
         self.observer: ExchangeObserver | None = None
@@ -148,7 +148,7 @@ class HTTPServer(tornado.httpserver.HTTPServer):
                 if isinstance(self.ssl_options, ssl.SSLContext)
                 else ssl_options_to_context(self.ssl_options, server_side=True)
             )
-            if self.protocols.http2:
+            if self.protocols.speaks_http2:
                 self._tls.set_alpn_protocols(self.protocols.alpn)
         self._protocol = protocol or ("https" if self._tls is not None else "http")
         self._trusted_downstream = set(trusted_downstream or ())
