@@ -9,6 +9,7 @@ from tornado.web import Application, RequestHandler
 from helpers.http2_client import Http2Client
 from helpers.http2_frames import Code
 from helpers.server_thread import Serve, ServerThread
+from tornado_worker.http2.floods import RESETS_MAX
 
 LIMIT = 3
 
@@ -23,7 +24,7 @@ class Late(RequestHandler):
         await self.settings["go"].wait()
 
 
-def serve_late(serve: Serve) -> tuple[ServerThread, Http2Client, asyncio.Event]:
+def serve_late(serve: Serve, start: bool = True) -> tuple[ServerThread, Http2Client, asyncio.Event]:
     go = asyncio.Event()
     server = serve(
         Application([("/", Late)], go=go),
@@ -32,7 +33,8 @@ def serve_late(serve: Serve) -> tuple[ServerThread, Http2Client, asyncio.Event]:
         http2_max_concurrent_streams=LIMIT,
     )
     client = Http2Client(server.connect().sock)
-    client.start()
+    if start:
+        client.start()
     return server, client, go
 
 
@@ -52,4 +54,21 @@ def test_handlers_that_run_on_are_bounded(serve: Serve) -> None:
     client.expect_stream_error(client.request("/"), Code.REFUSED_STREAM)
     server.run(go.set)
     server.turn()
+    assert client.get("/").body == b"late"
+
+
+def test_client_that_does_not_know_the_limit_yet_may_begin_hundreds(serve: Serve) -> None:
+    """More than the streams that it may have reset: those in flight must not be lost with them."""
+    server, client, go = serve_late(serve, start=False)
+    client.send(client.preface())  # and no acknowledgement of SETTINGS, which are on their way
+    count = RESETS_MAX + 100
+    streams = [client.streams[client.request("/")] for _ in range(count)]
+
+    def refused() -> int:
+        return sum(stream.reset == Code.REFUSED_STREAM for stream in streams)
+
+    client.wait_for(lambda: refused() >= count - 2 * LIMIT, "the refusals")
+    server.run(go.set)
+    for stream_id in (1, 3, 5):
+        assert client.response(stream_id).body == b"late"
     assert client.get("/").body == b"late"

@@ -28,7 +28,7 @@ def test_connection_forgets_how_its_streams_ended_and_serves_on(serve: Serve) ->
     refused = client.request("/", method="POST")
     client.reset(refused)
     (conn,) = server.connections
-    eventually(lambda: not conn._over and conn._head is None, "it remembers its streams")
+    eventually(lambda: not conn._ended and conn._head is None, "it remembers its streams")
     # The client's table and ours are in step still.
     assert client.get("/", ("x-name", "somebody")).body == b"somebody"
 
@@ -44,7 +44,8 @@ def test_stream_that_we_have_reset_is_remembered(serve: Serve) -> None:
     client.expect_stream_error(stream_id, Code.PROTOCOL_ERROR)
     (conn,) = server.connections
     eventually(lambda: conn._head is None, "it remembers its streams")
-    assert conn._over == {stream_id: True}
+    assert len(conn._ended) == 1
+    assert conn._ended.was_reset(stream_id)
     # On its way when the client heard of it: no fault.
     client.send_data(stream_id, b"more")
     assert client.get("/").body == b"nobody"

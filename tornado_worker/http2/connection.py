@@ -22,6 +22,7 @@ from tornado_worker.connection.message_error import MessageError
 from tornado_worker.connection.phase import Phase
 from tornado_worker.connection.transport import hang_up
 from tornado_worker.http2 import frames
+from tornado_worker.http2.ended_streams import EndedStreams
 from tornado_worker.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from tornado_worker.http2.frames import END_STREAM, MAX_STREAM_ID
 from tornado_worker.http2.head import Head, MalformedHead, check_trailers, read_head
@@ -34,8 +35,6 @@ from tornado_worker.logs.guard import guarded
 
 __all__ = ["HTTP2Connection", "Upgraded"]
 
-# Streams that are over and whose ids are remembered: frames for them may be on their way.
-_REMEMBERED_MAX = 200
 # How long an idle connection remembers what its client repeats, and how its streams have
 # ended (seconds): 0.7 KB, and up to 10.
 _REMEMBERED_S = 1.0
@@ -63,10 +62,10 @@ class HTTP2Connection(FrameReceiver):
         "_begun",
         "_decoder",
         "_draining_since",
+        "_ended",
         "_fed",
         "_head",
         "_head_fields",
-        "_over",
         "_peer_leaves",
         "_watched",
         "draining",
@@ -86,8 +85,7 @@ class HTTP2Connection(FrameReceiver):
         # Streams whose bodies have come in this turn: the application is called once for all the
         # frames of a read. With the windows that grow, an upload costs half as much CPU so.
         self._fed: list[HTTP2Stream] = []
-        # How streams ended, by id: whether we have reset them, and the client may not know.
-        self._over: dict[int, bool] = {}
+        self._ended = EndedStreams()
         # The latest head, and the fields it was made of: clients repeat it.
         self._head: Head | None = None
         self._head_fields: object = None
@@ -175,9 +173,9 @@ class HTTP2Connection(FrameReceiver):
             self._on_trailers(stream, flags, fields)
             return
         if stream_id <= self._last_id or not stream_id & 1:
-            if self._over.get(stream_id):
-                return  # the client does not know yet that we have reset it
-            if stream_id in self._over:
+            if self._ended.was_reset(stream_id):
+                return
+            if stream_id in self._ended:
                 raise ConnectionFault(
                     ErrorCode.STREAM_CLOSED, f"HEADERS on stream {stream_id}, which has ended"
                 )
@@ -247,7 +245,7 @@ class HTTP2Connection(FrameReceiver):
         block = self.encoder.encode(fields)
         self.emit(frames.headers_frames(stream_id, block, True, self._frame_max))
         ended = bool(flags & END_STREAM)
-        self._remember(stream_id, not ended)
+        self._ended.add(stream_id, was_reset=not ended)
         if not ended:
             self.emit(frames.rst_stream_frame(stream_id, ErrorCode.NO_ERROR))
             self._guard.count_reset(self.loop.time())
@@ -276,7 +274,7 @@ class HTTP2Connection(FrameReceiver):
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_begun(stream_id, frames.DATA)
-            if not self._over.get(stream_id):
+            if not self._ended.was_reset(stream_id):
                 raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         elif stream.request_ended:
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
@@ -304,38 +302,37 @@ class HTTP2Connection(FrameReceiver):
         if self.streams.pop(stream.id, None) is None:
             return
         self._watched.pop(stream, None)
-        self._remember(stream.id, self._over.get(stream.id, False))
+        self._ended.add(stream.id)
         if not self.streams and self.transport is not None and not self.phase.is_ending:
             self._enter(Phase.IDLE)
             self._end_if_unused()
 
     def note_reset(self, stream: HTTP2Stream) -> None:
         """Note that we have reset `stream`: what the client has sent meanwhile is no fault."""
-        self._remember(stream.id, True)
+        self._ended.add(stream.id, was_reset=True)
 
     def watch(self, stream: SendingStream) -> None:
         """Look at `stream` in each sweep, as long as it waits for the client."""
         assert isinstance(stream, HTTP2Stream)
         self._watched[stream] = None
 
-    def _remember(self, stream_id: int, was_reset: bool) -> None:
-        self._over[stream_id] = was_reset
-        if len(self._over) > _REMEMBERED_MAX:
-            del self._over[next(iter(self._over))]
-
     # Ends
 
     def _end_stream_with(self, fault: StreamFault) -> None:
+        if fault.code is ErrorCode.REFUSED_STREAM and not self._settings_acknowledged:
+            # It does not know the limit yet, and may have begun hundreds at once.
+            self._guard.count_control_frame(self.loop.time())
+        else:
+            self._guard.count_reset(self.loop.time())
         if fault.code is not ErrorCode.REFUSED_STREAM:
             guarded(gen_log.info, "HTTP/2 error of %s: %s", self.context, fault)
-        self._guard.count_reset(self.loop.time())
         stream = self.streams.get(fault.stream_id)
         if stream is not None:
             stream.reset(fault.code)
         else:
             self.emit(frames.rst_stream_frame(fault.stream_id, fault.code))
             if fault.stream_id <= self._last_id:
-                self._remember(fault.stream_id, True)
+                self._ended.add(fault.stream_id, was_reset=True)
 
     def _end_with(self, fault: ConnectionFault) -> None:
         """Tell the client what it did wrong, and close (RFC 9113 section 5.4.1)."""
@@ -412,8 +409,7 @@ class HTTP2Connection(FrameReceiver):
         """Keep little of what is over, for a connection that may be idle for long."""
         self._head = self._head_fields = None
         self._decoder.forget_blocks()
-        # Of a stream that we have reset, something may still come; of others, only faults.
-        self._over = {number: True for number, was_reset in self._over.items() if was_reset}
+        self._ended.keep_resets()
 
     def _end_slow_frame(self) -> None:
         self._end_with(
