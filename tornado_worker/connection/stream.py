@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import socket
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
@@ -26,17 +25,17 @@ from tornado_worker.connection.flow import WRITE_COST, WRITE_SHARE
 from tornado_worker.connection.isolation import IsolatedLoop
 from tornado_worker.connection.stream_state import StreamState
 from tornado_worker.connection.transport import abort, forget_frames, hang_up, sending_state
+from tornado_worker.connection.transport_socket import (
+    CHUNK_SIZE,
+    OWN_CHUNKS,
+    TRANSPORT_OWNS,
+    TransportSocket,
+    handshake_waiter,
+    set_nodelay,
+)
 from tornado_worker.connection.turns import Turns
 
-__all__ = [
-    "CHUNK_SIZE",
-    "OWN_CHUNKS",
-    "TRANSPORT_OWNS",
-    "TransportSocket",
-    "TransportStream",
-    "handshake_waiter",
-    "set_nodelay",
-]
+__all__ = ["DetachedTransport", "TransportStream"]
 
 # Bytes kept while nobody reads before the socket is left alone.
 _UNREAD_MAX = 64 * 1024
@@ -49,12 +48,6 @@ _FLUSH_TIMEOUT_S = 30.0
 # otherwise go on for as long as a peer can send.
 _READ_SHARE = 256 * 1024
 _READ_COST = 4 * 1024
-
-#: Tornado's default of `read_chunk_size` (bytes).
-CHUNK_SIZE = 64 * 1024
-#: Why some of an IOStream's attributes and methods cannot work.
-OWN_CHUNKS = "the event loop decides how much it reads at once"
-TRANSPORT_OWNS = "an asyncio transport reads and writes this connection"
 
 
 class DetachedTransport(Protocol):
@@ -92,59 +85,13 @@ class DetachedTransport(Protocol):
         """Close now."""
 
     def can_write_eof(self) -> bool:
-        """Tell whether it has no TLS."""
+        """Tell whether it ends at once when nothing waits: over TLS the peer answers first."""
 
     def get_extra_info(self, name: str) -> Any:
         """Return what asyncio's transports know."""
 
     def break_cycles(self) -> None:
         """Let it be freed at once, when its connection is lost."""
-
-
-class TransportSocket:
-    """The socket of a transport, for what applications ask a socket or TLS socket.
-
-    Offers `getpeercert`, `cipher`, `version`, `selected_alpn_protocol` of a
-    TLS connection and everything of the transport's own socket.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        transport = transport.carrier
-        self._socket = transport.get_extra_info("socket")
-        self._tls = transport.get_extra_info("ssl_object")
-
-    @property
-    def is_tls(self) -> bool:
-        return self._tls is not None
-
-    def __getattr__(self, name: str) -> Any:
-        if self._tls is not None and hasattr(self._tls, name):
-            return getattr(self._tls, name)
-        return getattr(self._socket, name)
-
-
-def handshake_waiter(stream: Any) -> Callable[[], asyncio.Future[Any]]:
-    """Return SSLIOStream's `wait_for_handshake` of a stream whose handshake is over."""
-    sock = stream.socket
-    if sock is not None and not sock.is_tls:
-        raise AttributeError("wait_for_handshake: this connection has no TLS")
-
-    def wait_for_handshake() -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.Future()
-        future.set_result(stream)
-        return future
-
-    return wait_for_handshake
-
-
-def set_nodelay(transport: Any, value: bool) -> None:
-    """Set TCP_NODELAY, if there is TCP."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if value else 0)
-        except OSError:
-            pass  # closing: there is nothing left to delay
 
 
 class TransportStream(IOStream):

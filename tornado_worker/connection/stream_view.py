@@ -19,7 +19,8 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from tornado_worker.connection.interfaces import Server
 from tornado_worker.connection.phase import Phase
-from tornado_worker.connection.stream import (
+from tornado_worker.connection.stream_state import CloseCallback, StreamState
+from tornado_worker.connection.transport_socket import (
     CHUNK_SIZE,
     OWN_CHUNKS,
     TRANSPORT_OWNS,
@@ -27,7 +28,6 @@ from tornado_worker.connection.stream import (
     handshake_waiter,
     set_nodelay,
 )
-from tornado_worker.connection.stream_state import CloseCallback, StreamState
 
 __all__ = ["ConnectionView"]
 
