@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 
+from tornado_worker.connection.grammar import TOKEN
 from tornado_worker.http1.head_section import (
     CONTROL,
     FORBIDDEN_TRAILERS,
-    TOKEN,
     MessageError,
     Rules,
     read_field,

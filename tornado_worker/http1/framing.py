@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tornado_worker.connection.grammar import LENGTH_DIGITS_MAX, SINGLETONS
 from tornado_worker.http1.head_section import Head, MessageError
 from tornado_worker.http1.host import check_host
 
 __all__ = ["Framing", "decide_framing"]
 
-# RFC 9110 section 5.3: a message with two of them has no defined meaning.
-_SINGLETONS = (b"content-length", b"content-type", b"host")
 # RFC 9112 section 7.2, and the codings that were registered once.
 _CODINGS = frozenset((b"chunked", b"compress", b"deflate", b"gzip", b"identity"))
-# More digits than a size has on this planet; and int() bears 4300.
-_LENGTH_DIGITS_MAX = 18
 
 
 class Framing(NamedTuple):
@@ -62,7 +59,7 @@ def decide_framing(head: Head) -> Framing:
 
 def _refuse_repeated(pairs: list[tuple[bytes, bytes]]) -> None:
     names = [name for name, _ in pairs]
-    for name in _SINGLETONS:
+    for name in SINGLETONS:
         if names.count(name) > 1:
             if name == b"host":
                 values = [value.decode("latin-1") for other, value in pairs if other == name]
@@ -76,9 +73,9 @@ def _read_length(value: bytes) -> int:
         raise MessageError(
             400, f"Only integer Content-Length is allowed: {value[:100].decode('latin-1')!r}"
         )
-    if len(value) > _LENGTH_DIGITS_MAX:
+    if len(value) > LENGTH_DIGITS_MAX:
         value = value.lstrip(b"0") or b"0"
-        if len(value) > _LENGTH_DIGITS_MAX:
+        if len(value) > LENGTH_DIGITS_MAX:
             raise MessageError(400, "Content-Length too long")
     return int(value)
 

@@ -12,13 +12,13 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tornado_worker.connection.grammar import CONVENTIONAL_METHOD, TOKEN
 from tornado_worker.connection.message_error import MessageError
 
 __all__ = [
     "CONTROL",
     "FORBIDDEN_TRAILERS",
     "READER_SETTINGS",
-    "TOKEN",
     "Head",
     "MessageError",
     "ReaderOptions",
@@ -32,14 +32,10 @@ __all__ = [
 _UNLIMITED_LINE = 1024 * 1024
 _FIELDS_MAX = 32768
 
-#: A byte of a token (RFC 9110 section 5.6.2).
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-# Gunicorn's: upper case, and as long as all that are registered.
-_CONVENTIONAL_METHOD = rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20}"
 # RFC 9112 section 3.2: a target is printable ASCII.
 _REQUEST_LINE = rb"(%b) ([!-~]++) HTTP/(%b)\r\n"
 _TOKEN = re.compile(TOKEN + rb"++")
-_METHOD = re.compile(_CONVENTIONAL_METHOD)
+_METHOD = re.compile(CONVENTIONAL_METHOD)
 #: Bytes that no line has (RFC 9110 section 5.5); a line break is made of two of them.
 CONTROL = re.compile(rb"[\0-\x08\n-\x1f\x7f]")
 # Changes every such byte, and no other: 0.2 us for a line of 70 bytes, a search 0.6.
@@ -212,7 +208,7 @@ class Rules:
         self._match_request_line = re.compile(
             _REQUEST_LINE
             % (
-                TOKEN + rb"++" if self.any_method else _CONVENTIONAL_METHOD,
+                TOKEN + rb"++" if self.any_method else CONVENTIONAL_METHOD,
                 rb"[0-9]\.[0-9]" if self._any_version else rb"1\.[0-9]",
             )
         ).match

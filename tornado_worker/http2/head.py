@@ -14,6 +14,13 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from tornado_worker.connection.authority import is_authority
 from tornado_worker.connection.fields import check_status, field_bytes, request_headers, spelled
+from tornado_worker.connection.grammar import (
+    CONVENTIONAL_METHOD,
+    LENGTH_DIGITS_MAX,
+    SINGLETONS,
+    TOKEN,
+    VALUE_BYTES,
+)
 from tornado_worker.connection.message_error import MessageError
 from tornado_worker.connection.peer import ConnectionContext, PeerPolicy
 
@@ -23,14 +30,11 @@ Fields = tuple[tuple[bytes, bytes], ...]
 
 # RFC 9113 section 8.2.1: a token of RFC 9110 without upper case.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
-# Gunicorn's: upper case, and as long as all that are registered.
-_CONVENTIONAL_METHOD = re.compile(rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20}")
+_METHOD = re.compile(TOKEN + rb"++")
+_CONVENTIONAL_METHOD = re.compile(CONVENTIONAL_METHOD)
 # RFC 9113 section 8.3.1, and as in HTTP/1 printable ASCII.
 _PATH = re.compile(rb"/[!-~]*+")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*+")
-# Field values: all but control characters, and TAB (RFC 9110 section 5.5).
-_VALUE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
 _SPACE_AT_AN_END = re.compile(rb"(?:\A|\n)[ \t]|[ \t](?:\n|\Z)")
 
 # RFC 9113 section 8.2.2.
@@ -38,10 +42,6 @@ _CONNECTION_FIELDS = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 _PSEUDO_FIELDS = frozenset((b":authority", b":method", b":path", b":protocol", b":scheme"))
-# RFC 9110 section 5.3: a message with two of them has no defined meaning.
-_SINGLETONS = (b"content-length", b"content-type", b"host")
-# More digits than a size has on this planet; and int() bears 4300.
-_LENGTH_DIGITS_MAX = 18
 # Names that were found right. Clients choose them, so the memory must not grow without bound.
 _known_names: set[bytes] = set()
 _KNOWN_MAX = 1000
@@ -199,11 +199,11 @@ def _check_fields(fields: Fields) -> None:
     if not _known_names.issuperset(names):
         _check_names(names)
     text = b"\n".join(values)
-    if text.translate(None, _VALUE_BYTES) != b"\n" * (len(values) - 1) or (
+    if text.translate(None, VALUE_BYTES) != b"\n" * (len(values) - 1) or (
         _SPACE_AT_AN_END.search(text) is not None
     ):
         for name, value in fields:
-            if value.translate(None, _VALUE_BYTES):
+            if value.translate(None, VALUE_BYTES):
                 raise MalformedHead(f"invalid value of {_shown(name)}: it has a control character")
             if value != value.strip(b" \t"):
                 raise MalformedHead(f"invalid value of {_shown(name)}: space at an end")
@@ -265,7 +265,7 @@ def _join_repeated(
     for name, value in fields:
         if name not in by_name:
             by_name[name] = value
-        elif name in _SINGLETONS:
+        elif name in SINGLETONS:
             raise MalformedHead(f"more than one {name.decode('ascii').title()} field")
         elif name == b"cookie":
             # RFC 9113 section 8.2.3: clients may split it, to compress its parts.
@@ -308,9 +308,9 @@ def _check_host(by_name: dict[bytes, bytes], authority: bytes | None, needed: bo
 def _read_length(value: bytes) -> int:
     if not value.isdigit():
         raise MalformedHead(f"invalid Content-Length: expected digits; got {_shown(value)}")
-    if len(value) > _LENGTH_DIGITS_MAX:
+    if len(value) > LENGTH_DIGITS_MAX:
         value = value.lstrip(b"0") or b"0"
-        if len(value) > _LENGTH_DIGITS_MAX:
+        if len(value) > LENGTH_DIGITS_MAX:
             raise MessageError(413, "Content-Length too long")
     return int(value)
 
