@@ -7,7 +7,6 @@ are restarted and killed. Sees the page and the process table, nothing inside.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import signal
 import time
@@ -18,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.demo_process import (
-    CHROMIUM_ARGUMENTS,
-    need_module,
-    need_program,
+    run_chromium,
     run_nginx,
     run_redis,
     start_chat,
@@ -54,14 +51,8 @@ WAYS = ("websocket", "sse", "poll")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or need_program(
-        "chromium", "chromium-browser", "google-chrome"
-    )
-    api = need_module("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
+    with run_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

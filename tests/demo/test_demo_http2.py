@@ -7,7 +7,6 @@ at the server. Here, and not beside the other tests of HTTP/2, because it needs 
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import pytest
 from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler
 
-from helpers.demo_process import CHROMIUM_ARGUMENTS, need_module, need_program
+from helpers.demo_process import run_chromium
 from helpers.http2_programs import Address, Http2Programs
 from helpers.server_thread import Serve
 from helpers.waiting import DEADLINE_S
@@ -113,16 +112,9 @@ def served(serve: Serve, tls: Any) -> Served:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or need_program(
-        "chromium", "chromium-browser", "google-chrome"
-    )
-    api = need_module("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        # A certificate of our own is ignored for WebSockets only if all are.
-        arguments = [*CHROMIUM_ARGUMENTS, "--ignore-certificate-errors"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+    # A certificate of our own is ignored for WebSockets only if all are.
+    with run_chromium("--ignore-certificate-errors") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

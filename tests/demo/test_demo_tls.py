@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.demo_process import CHROMIUM_ARGUMENTS, CONFIG, need_module, need_program, start_chat
+from helpers.demo_process import CONFIG, need_module, run_chromium, start_chat
 from helpers.gunicorn_process import REPOSITORY, GunicornProcess
 from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
@@ -33,14 +33,8 @@ Start = Callable[..., GunicornProcess]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or need_program(
-        "chromium", "chromium-browser", "google-chrome"
-    )
-    api = need_module("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
+    with run_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

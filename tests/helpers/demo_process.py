@@ -15,7 +15,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -23,11 +23,14 @@ from helpers.gunicorn_process import REPOSITORY, TIMEOUT_S, GunicornProcess
 from helpers.tls_files import TLSFiles
 from helpers.waiting import eventually
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 __all__ = [
-    "CHROMIUM_ARGUMENTS",
     "free_port",
     "need_module",
     "need_program",
+    "run_chromium",
     "run_nginx",
     "run_redis",
     "start_chat",
@@ -36,7 +39,7 @@ __all__ = [
 CONFIG = REPOSITORY / "demo_app" / "gunicorn.conf.py"
 NGINX_CONFIG = REPOSITORY / "demo_app" / "deploy" / "nginx.conf"
 
-CHROMIUM_ARGUMENTS = [
+_CHROMIUM_ARGUMENTS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -63,6 +66,21 @@ def need_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         return miss(f"needs the module {name}, which is not installed")
+
+
+@contextlib.contextmanager
+def run_chromium(*arguments: str) -> Iterator[Browser]:
+    """Run a browser, without a window; `arguments` are Chromium's own."""
+    program = os.environ.get("CHROMIUM") or need_program(
+        "chromium", "chromium-browser", "google-chrome"
+    )
+    api = need_module("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=[*_CHROMIUM_ARGUMENTS, *arguments]
+        )
+        yield browser
+        browser.close()
 
 
 def miss(what: str) -> NoReturn:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -31,6 +30,7 @@ else:
     with atheris.instrument_imports(include=["tornado_worker.http1"]):
         from helpers import other_readers
 
+from helpers.fuzzing import fuzz  # noqa: E402
 from http1 import test_reader_differential as nearly_valid  # noqa: E402
 
 # Longer ones are no other cases, and read byte by byte they take long.
@@ -55,21 +55,6 @@ def look_at(stream: bytes) -> None:
         other_readers.check(stream, [], other_readers.read_by_tornado(stream))
 
 
-def fuzz_with_atheris(seconds: int) -> None:
-    """Does not return: libFuzzer ends the process."""
-    with tempfile.TemporaryDirectory() as directory:
-        words = Path(directory) / "words"
-        words.write_text("".join(f'"{word}"\n' for word in WORDS))
-        corpus = Path(directory) / "corpus"
-        corpus.mkdir()
-        for number, stream in enumerate([*nearly_valid.KNOWN, nearly_valid.RIGHT]):
-            (corpus / str(number)).write_bytes(stream)
-        options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", f"-dict={words}"]
-        options += ["-len_control=0", "-print_final_stats=1", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], str(corpus), *options], look_at)
-        atheris.Fuzz()
-
-
 def fuzz_with_hypothesis(seconds: int) -> None:
     from hypothesis import HealthCheck, given, seed, settings
 
@@ -92,7 +77,8 @@ def main(seconds: int) -> None:
         print("atheris is not installed for this Python: hypothesis makes up the streams")
         fuzz_with_hypothesis(seconds)
     else:
-        fuzz_with_atheris(seconds)
+        seeds = [*nearly_valid.KNOWN, nearly_valid.RIGHT]
+        fuzz(atheris, look_at, seeds, seconds, f"-max_len={LENGTH_MAX}", words=WORDS)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,6 +27,8 @@ if atheris is None:
 else:
     with atheris.instrument_imports(include=["tornado_worker.http2"]):
         from http2 import test_frame_reader, test_hpack
+
+from helpers.fuzzing import fuzz  # noqa: E402
 
 # Longer ones are no other cases, and read byte by byte they take long.
 LENGTH_MAX = 400
@@ -63,17 +64,6 @@ def seeds() -> list[bytes]:
     return [seed for seed in frames + blocks if len(seed) <= LENGTH_MAX]
 
 
-def fuzz_with_atheris(seconds: int) -> None:
-    """Does not return: libFuzzer ends the process."""
-    with tempfile.TemporaryDirectory() as directory:
-        for number, seed in enumerate(seeds()):
-            (Path(directory) / str(number)).write_bytes(seed)
-        options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-len_control=0"]
-        options += ["-print_final_stats=1", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], directory, *options], look_at)
-        atheris.Fuzz()
-
-
 def fuzz_with_random_changes(seconds: int) -> None:
     deadline = time.monotonic() + seconds
     rounds = 0
@@ -106,7 +96,7 @@ def main(seconds: int) -> None:
         print("atheris is not installed for this Python: valid bytes are changed at random")
         fuzz_with_random_changes(seconds)
     else:
-        fuzz_with_atheris(seconds)
+        fuzz(atheris, look_at, seeds(), seconds, f"-max_len={LENGTH_MAX}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import http.client
 import json
-import os
 import re
 import socket
 import subprocess
@@ -23,7 +22,7 @@ import pytest
 from tornado import web, websocket
 from tornado.iostream import StreamClosedError
 
-from helpers.demo_process import CHROMIUM_ARGUMENTS, need_module, need_program
+from helpers.demo_process import need_module, need_program, run_chromium
 from helpers.server_thread import Serve, ServerThread
 from helpers.tls_files import TLSFiles
 from helpers.waiting import DEADLINE_S, eventually
@@ -696,14 +695,8 @@ def test_nginx_and_many_clients_at_once(nginx: int) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = os.environ.get("CHROMIUM") or need_program(
-        "chromium", "chromium-browser", "google-chrome"
-    )
-    api = need_module("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
+    with run_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
